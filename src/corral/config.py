@@ -1,0 +1,232 @@
+"""Every setting: its name, unit, default and limit; and the only reader of `os.environ` and `corral.toml`.
+
+Parts receive the section that concerns them (`SandboxSettings`, `LocalModelSettings`, ...) from `app.py`; nothing
+else in Corral looks at the environment. A setting `x_y` of section `s` is `[s] x_y` in `corral.toml`; the few
+that scripts rely on have environment variables too, listed in `ENVIRONMENT`. Precedence: command line, environment,
+file, default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from corral.errors import MachineUnfit
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections; an unknown key in `corral.toml` is an error, not a shrug."""
+
+
+class ServerSettings(Section, frozen=True, kw_only=True):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = 8700
+    body_bytes_max: int = 32 * 1024 * 1024
+    ping_seconds: float = 15.0
+    stream_buffer_frames_max: int = 2_000
+    """Frames that wait for one slow reader before it is cut off."""
+    stream_buffer_bytes_max: int = 4 * 1024 * 1024
+    create_requests_per_minute: int = 300
+    read_requests_per_minute: int = 1_200
+    environment_requests_per_minute: int = 60
+    rate_limits: bool = False
+    """Off by default: the machine is yours. The numbers above are the hosted service's."""
+
+
+class HarnessSettings(Section, frozen=True, kw_only=True):
+    """The loop."""
+
+    output_tokens_max: int = 16_384
+    model_attempts_max: int = 4
+    backoff_seconds: float = 1.0
+    backoff_seconds_max: float = 60.0
+    model_idle_seconds_max: float = 600.0
+    """A model stream that says nothing for this long is cut."""
+    tool_rounds_max: int = 500
+    """Model requests in one turn before `tool_use_limit_reached_error`."""
+    sessions_running_max: int = 1_000
+    contexts_cached_max: int = 256
+    tool_calls_parallel_max: int = 16
+    session_wall_seconds_max: float | None = None
+    """Wall time of one turn; None for no limit."""
+
+
+class SandboxSettings(Section, frozen=True, kw_only=True):
+    """Where tools run. Limits hold for one sandbox."""
+
+    backend: Literal["bubblewrap", "docker", "kubernetes", "process"] = "bubblewrap"
+    directory: str | None = None
+    """Where sandboxes keep their files; None lets the backend choose a place its users can reach."""
+    uid_first: int = 210_000
+    """Host uids from here on are used when the server is root, one for each sandbox."""
+    uid_count: int = 10_000
+    start_seconds_max: float = 20.0
+    answer_seconds_max: float = 30.0
+    """Added to a command's own time before a silent sandbox counts as lost."""
+    cancel_seconds_max: float = 5.0
+    """How long cancelling, forgetting or ending waits for the sandbox to confirm."""
+    command_seconds: float = 120.0
+    command_seconds_max: float = 3_600.0
+    output_bytes_max: int = 100 * 1024
+    text_file_bytes_max: int = 256 * 1024
+    image_base64_bytes_max: int = 5 * 1024 * 1024
+    pdf_bytes_max: int = 20 * 1024 * 1024
+    glob_results_max: int = 200
+    reply_bytes_max: int = 32 * 1024 * 1024
+    remembered_calls_max: int = 64
+    memory_bytes_max: int = 2 * 1024 * 1024 * 1024
+    processes_max: int = 256
+    open_files_max: int = 1_024
+    orphan_seconds_max: float = 300.0
+    """A sandbox that no server talks to for this long ends by itself."""
+
+
+class LocalModelSettings(Section, frozen=True, kw_only=True):
+    """The model that runs on this machine (`corral[local]`)."""
+
+    file: str | None = None
+    """A GGUF file of yours; None fetches the default one into the cache directory."""
+    threads: int | None = None
+    context_tokens: int = 8_192
+    output_tokens_max: int = 1_024
+    start_seconds_max: float = 180.0
+
+
+class ModelRoute(Section, frozen=True, kw_only=True):
+    """Which provider serves the model ids that match a pattern."""
+
+    pattern: str
+    """As in a shell: `claude-*`."""
+    provider: Literal["anthropic", "openai", "local", "scripted"]
+    model: str | None = None
+    """Sent instead of the id that matched."""
+
+
+class ModelPrice(Section, frozen=True, kw_only=True):
+    """List price in USD per million tokens."""
+
+    input: float
+    output: float
+    cache_read: float
+    cache_write_5m: float
+    cache_write_1h: float
+    context_tokens: int = 200_000
+
+
+class BudgetSettings(Section, frozen=True, kw_only=True):
+    """Spending."""
+
+    organization_usd_max: float | None = None
+    """List cost of all sessions together; None for no limit."""
+
+
+class Secrets(Section, frozen=True, kw_only=True):
+    """What must never be printed."""
+
+    api_key: str | None = None
+    anthropic_api_key: str | None = None
+    anthropic_auth_token: str | None = None
+    openai_api_key: str | None = None
+
+    def __repr__(self) -> str:
+        return "Secrets(***)"
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """Everything, resolved."""
+
+    data_dir: Path
+    database: str
+    """`sqlite:///path`; `postgresql://` comes with a later release."""
+    engine: Literal["local", "temporal"] = "local"
+    cache_dir: Path
+    server: ServerSettings = ServerSettings()
+    harness: HarnessSettings = HarnessSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    local_model: LocalModelSettings = LocalModelSettings()
+    budget: BudgetSettings = BudgetSettings()
+    models: tuple[ModelRoute, ...] = ()
+    prices: Mapping[str, ModelPrice] = {}
+    """Added to, and winning over, the table that ships with Corral."""
+    secrets: Secrets = Secrets()
+    anthropic_base_url: str | None = None
+    openai_base_url: str | None = None
+
+
+ENVIRONMENT: Mapping[str, str] = {
+    "CORRAL_API_KEY": "secrets.api_key",
+    "CORRAL_DATA_DIR": "data_dir",
+    "CORRAL_DATABASE_URL": "database",
+    "CORRAL_ENGINE": "engine",
+    "CORRAL_SANDBOX": "sandbox.backend",
+    "CORRAL_SANDBOX_DIR": "sandbox.directory",
+    "CORRAL_MODEL_FILE": "local_model.file",
+    "CORRAL_CACHE_DIR": "cache_dir",
+    "ANTHROPIC_API_KEY": "secrets.anthropic_api_key",
+    "ANTHROPIC_AUTH_TOKEN": "secrets.anthropic_auth_token",
+    "ANTHROPIC_BASE_URL": "anthropic_base_url",
+    "OPENAI_API_KEY": "secrets.openai_api_key",
+    "OPENAI_BASE_URL": "openai_base_url",
+}
+
+
+def load(
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Settings:
+    """Resolve all settings. `overrides` uses dotted names (`server.port`) and wins.
+
+    Raises `MachineUnfit` naming the file, variable or option that cannot be used.
+    """
+    environ = os.environ if environ is None else environ
+    tree: dict[str, object] = _read_file(file, environ)
+    for variable, name in ENVIRONMENT.items():
+        if environ.get(variable):
+            _set(tree, name, environ[variable])
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            _set(tree, name, value)
+    tree.setdefault("data_dir", str(_user_dir(environ, "XDG_DATA_HOME", ".local/share")))
+    tree.setdefault("cache_dir", str(_user_dir(environ, "XDG_CACHE_HOME", ".cache")))
+    tree["data_dir"] = str(Path(str(tree["data_dir"])).expanduser().absolute())
+    tree.setdefault("database", f"sqlite:///{tree['data_dir']}/corral.db")
+    try:
+        return msgspec.convert(tree, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise MachineUnfit(f"Corral's settings cannot be used: {error}. See `corral serve --help` and corral.toml.") from error
+
+
+def _read_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, object]:
+    """`--config`, else `$CORRAL_CONFIG`, else `./corral.toml` if there is one."""
+    named = file or (Path(environ["CORRAL_CONFIG"]) if environ.get("CORRAL_CONFIG") else None)
+    path = named or Path("corral.toml")
+    if named is None and not path.is_file():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MachineUnfit(f"{path} cannot be read: {error}") from error
+
+
+def _set(tree: dict[str, object], name: str, value: object) -> None:
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise MachineUnfit(f"`{parent}` in corral.toml must be a table.")
+        tree = child  # pyright: ignore[reportUnknownVariableType]  # TOML tables have str keys
+    tree[leaf] = value
+
+
+def _user_dir(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
+    home = Path(environ.get("HOME") or "/")
+    return Path(environ.get(variable) or home / fallback) / "corral"

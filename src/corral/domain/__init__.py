@@ -1,0 +1,1 @@
+"""The nouns: pure data and rules. No await, no I/O, no HTTP."""

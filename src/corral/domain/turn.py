@@ -1,0 +1,281 @@
+"""What happens next: the rules of a turn, as decisions over a session's state.
+
+Every function here is pure. It looks at a `Session` and a `SessionState` and answers with changes for the log
+(`lifecycle.Change`), and `proceed` also with the one thing that somebody must now *do*: ask the model, run tool
+calls, wait before a retry, or rest. The store runs these functions inside its transaction, so a decision never rests
+on a state that has moved on. The api calls `accept`; the harness calls the rest.
+
+Order of the log within a turn (events.md section 4):
+`session.status_running`, `session.thread_status_running`, then for each model request its start, the answer's events
+and its end, then tool results, and at the end `session.thread_status_idle`, `session.usage`, `session.status_idle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple, TypeAlias
+
+from corral.domain import event as ev
+from corral.domain.content import TextBlock
+from corral.domain.ids import new_id
+from corral.domain.lifecycle import Append, Change, Process, commit
+from corral.domain.session import PendingCall, Session, SessionState
+from corral.domain.usage import RequestTokens, reached, snapshot
+
+INTERRUPTED = "The user interrupted execution before this call finished. Its effects, if any, are unknown."
+
+
+class AskModel(NamedTuple):
+    """Send the conversation to the model; `request_id` is the span that was opened for it."""
+
+    request_id: str
+
+
+class RunCalls(NamedTuple):
+    """Run these tool calls, or write the error results of denied ones."""
+
+    calls: tuple[PendingCall, ...]
+
+
+class Backoff(NamedTuple):
+    """Wait, then `resume`. `attempt` counts the failures so far."""
+
+    attempt: int
+
+
+class Rest(NamedTuple):
+    """Nothing to do until an event arrives."""
+
+
+Step: TypeAlias = AskModel | RunCalls | Backoff | Rest
+
+
+class Limits(NamedTuple):
+    """What bounds a turn."""
+
+    rounds_max: int = 500
+    spending_stopped: bool = False
+    """True when the organisation's spend limit is reached: no model request starts."""
+
+
+class Decision(NamedTuple):
+    """Changes for the log, and what to do after they are committed."""
+
+    changes: tuple[Change, ...]
+    step: Step
+
+
+def proceed(
+    session: Session, state: SessionState, changes: Sequence[Change], limits: Limits, now: datetime
+) -> Decision:
+    """Apply `changes`, then go on as far as the rules alone can carry the session."""
+    decided = list(changes)
+    state = commit(state, decided, now).state
+    while True:
+        more, step = _next(session, state, limits, now)
+        if step is not None and not more:
+            return Decision(tuple(decided), step)
+        state = commit(state, more, now).state
+        decided += more
+        if step is not None:
+            return Decision(tuple(decided), step)
+
+
+def _next(session: Session, state: SessionState, limits: Limits, now: datetime) -> tuple[list[Change], Step | None]:
+    if state.status not in ("running", "rescheduling"):
+        return [], Rest()
+    if any(queued.type == "user.interrupt" for queued in state.queue):
+        return interrupt(session, state, now), None
+    if state.open_request_id is not None:
+        return [_request_end(state.open_request_id)], None
+    if state.status == "rescheduling":
+        return [], Backoff(state.attempt)
+    due = tuple(call for call in state.pending if call.stage in ("ready", "denied"))
+    if due:
+        return [], RunCalls(due)
+    if state.pending:
+        return idle(session, state, ev.RequiresAction(event_ids=tuple(call.id for call in state.pending)), now), None
+    if not state.answer_due and not state.queue:
+        return idle(session, state, ev.EndTurn(), now), None
+    if limits.spending_stopped or reached(session.budget, state.totals, state.active_at(now)):
+        return idle(session, state, ev.BudgetReached(), now), None
+    if state.rounds >= limits.rounds_max:
+        return _rounds_exhausted(session, state, limits, now), None
+    return begin_request(state)
+
+
+def running(session: Session, state: SessionState) -> list[Change]:
+    """The session and its primary thread start to work."""
+    return [
+        Append(ev.SessionStatusRunning(id=new_id("sevt"))),
+        Append(
+            ev.SessionThreadStatusRunning(
+                id=new_id("sevt"), session_thread_id=state.thread_id, agent_name=session.agent.name
+            )
+        ),
+    ]
+
+
+def idle(
+    session: Session,
+    state: SessionState,
+    stop_reason: ev.StopReason,
+    now: datetime,
+    *,
+    stop_details: ev.RefusalDetails | None = None,
+) -> list[Change]:
+    """The session and its primary thread stop. `session.usage` stands right before `session.status_idle`."""
+    return [
+        Append(
+            ev.SessionThreadStatusIdle(
+                id=new_id("sevt"),
+                session_thread_id=state.thread_id,
+                agent_name=session.agent.name,
+                stop_reason=stop_reason,
+                stop_details=stop_details,
+            )
+        ),
+        Append(
+            ev.SessionUsage(
+                id=new_id("sevt"), usage=snapshot(state.totals, state.active_at(now)), budget=session.budget
+            )
+        ),
+        Append(ev.SessionStatusIdle(id=new_id("sevt"), stop_reason=stop_reason, stop_details=stop_details)),
+    ]
+
+
+def terminate(session: Session, state: SessionState) -> list[Change]:
+    """The session is over."""
+    return [
+        Append(
+            ev.SessionThreadStatusTerminated(
+                id=new_id("sevt"), session_thread_id=state.thread_id, agent_name=session.agent.name
+            )
+        ),
+        Append(ev.SessionStatusTerminated(id=new_id("sevt"))),
+    ]
+
+
+def begin_request(state: SessionState) -> tuple[list[Change], Step]:
+    """Take up everything that waits, and open a model request."""
+    request_id = new_id("sevt")
+    changes: list[Change] = [Process(queued.id) for queued in state.queue]
+    changes.append(Append(ev.SpanModelRequestStart(id=request_id)))
+    return changes, AskModel(request_id)
+
+
+def resume(session: Session, state: SessionState) -> list[Change]:
+    """The wait before a retry is over."""
+    return running(session, state) if state.status == "rescheduling" else []
+
+
+def fail_request(
+    session: Session,
+    state: SessionState,
+    error: ev.ErrorObject,
+    now: datetime,
+    *,
+    tokens: RequestTokens | None = None,
+) -> list[Change]:
+    """The model request failed: reschedule it, or give the turn up and flush what waits."""
+    changes: list[Change] = []
+    if state.open_request_id is not None:
+        changes.append(_request_end(state.open_request_id, tokens))
+    changes.append(Append(ev.SessionError(id=new_id("sevt"), error=error)))
+    if isinstance(error.retry_status, ev.Retrying):
+        changes.append(Append(ev.SessionStatusRescheduled(id=new_id("sevt"))))
+        changes.append(
+            Append(
+                ev.SessionThreadStatusRescheduled(
+                    id=new_id("sevt"), session_thread_id=state.thread_id, agent_name=session.agent.name
+                )
+            )
+        )
+        return changes
+    return changes + give_up(session, state, now)
+
+
+def give_up(session: Session, state: SessionState, now: datetime) -> list[Change]:
+    """`exhausted`: queued inputs are flushed (processed and dropped), open calls closed, and the session rests."""
+    flushed: list[Change] = [Process(queued.id) for queued in state.queue]
+    return [*flushed, *_close_calls(state), *idle(session, state, ev.RetriesExhausted(), now)]
+
+
+def _rounds_exhausted(session: Session, state: SessionState, limits: Limits, now: datetime) -> list[Change]:
+    error = ev.ErrorObject(
+        type="tool_use_limit_reached_error",
+        message=f"The agent made {limits.rounds_max} model requests in one turn. Send a message to go on.",
+        retry_status=ev.Exhausted(),
+    )
+    return fail_request(session, state, error, now)
+
+
+def refuse(
+    session: Session, state: SessionState, changes: Sequence[Change], details: ev.RefusalDetails, now: datetime
+) -> list[Change]:
+    """The model refused: rest with its reason, unless something else is still to be done or answered."""
+    after = commit(state, changes, now).state
+    if after.pending or after.queue or after.answer_due:
+        return []
+    return idle(session, after, ev.Refusal(), now, stop_details=details)
+
+
+def interrupt(session: Session, state: SessionState, now: datetime) -> list[Change]:
+    """Stop the turn: close what is open, take up the interrupt, rest; what else waits starts the next turn."""
+    changes: list[Change] = []
+    if state.open_request_id is not None:
+        changes.append(_request_end(state.open_request_id))
+    changes += _close_calls(state)
+    changes += [Process(queued.id) for queued in state.queue if queued.type == "user.interrupt"]
+    changes += idle(session, state, ev.EndTurn(), now)
+    if any(queued.type != "user.interrupt" for queued in state.queue):
+        changes += running(session, state)
+    return changes
+
+
+def close_idle(session: Session, state: SessionState, event: ev.UserInterrupt, now: datetime) -> list[Change]:
+    """An interrupt on a resting session: ends the wait for answers; otherwise nothing but its own record."""
+    if not state.pending:
+        return [Append(event)]
+    return [*_close_calls(state), Append(event), *idle(session, state, ev.EndTurn(), now)]
+
+
+def denied_result(call: PendingCall) -> Append:
+    """The error result of a call that was not allowed to run."""
+    text = call.deny_message or f"Permission to use {call.name} has been denied."
+    return Append(
+        ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call.id, content=(TextBlock(text=text),), is_error=True)
+    )
+
+
+def _close_calls(state: SessionState) -> list[Change]:
+    """An error result for every open call, in the form that answers its kind."""
+    content = (TextBlock(text=INTERRUPTED),)
+    return [
+        Append(
+            ev.UserCustomToolResult(id=new_id("sevt"), custom_tool_use_id=call.id, content=content, is_error=True)
+            if call.kind == "custom"
+            else ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call.id, content=content, is_error=True)
+        )
+        for call in state.pending
+    ]
+
+
+def _request_end(request_id: str, tokens: RequestTokens | None = None) -> Append:
+    """The end of a model request that gave no answer."""
+    used = tokens or RequestTokens(cost_microdollars=0)
+    return Append(
+        ev.SpanModelRequestEnd(
+            id=new_id("sevt"),
+            model_request_start_id=request_id,
+            is_error=True,
+            model_usage=ev.SpanModelUsage(
+                input_tokens=used.input_tokens,
+                output_tokens=used.output_tokens,
+                cache_read_input_tokens=used.cache_read_input_tokens,
+                cache_creation_input_tokens=used.cache_creation_5m_input_tokens + used.cache_creation_1h_input_tokens,
+            ),
+        ),
+        tokens=used,
+    )

@@ -1,0 +1,147 @@
+"""Usage and what it costs: tokens and active time of a session, list prices, budgets.
+
+Token counts are kept as whole numbers, money as micro-dollars in whole numbers while it is summed; only the wire
+form rounds to cents. `input_tokens` are the uncached ones. Prices are data (`app.py` builds the table from
+`model_prices.json` and `corral.toml`); a model without a price makes a budget impossible, never free.
+
+Source: semantics.md section 11, models.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+SESSION_HOUR_MICRODOLLARS = 80_000
+"""0.08 USD for one hour of running."""
+
+
+class MonetaryAmount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Money in minor units, as a decimal string: "2500" is 25 USD."""
+
+    amount: str
+    currency: Literal["USD"] = "USD"
+
+
+class BudgetLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="limit"):
+    """A cap on the list cost of a session."""
+
+    max_list_cost: MonetaryAmount
+
+
+class CacheCreation(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens written to the prompt cache, by lifetime."""
+
+    ephemeral_1h_input_tokens: int = 0
+    ephemeral_5m_input_tokens: int = 0
+
+
+class ServerToolUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that the server made for the agent."""
+
+    web_fetch_requests: int = 0
+    web_search_requests: int = 0
+
+
+class UsageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Usage as the wire shows it."""
+
+    active_seconds: float = 0.0
+    cache_creation: CacheCreation = CacheCreation()
+    cache_read_input_tokens: int = 0
+    input_tokens: int = 0
+    list_cost: MonetaryAmount | None = None
+    output_tokens: int = 0
+    server_tool_use: ServerToolUse = ServerToolUse()
+
+
+class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session has used, in exact units."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_5m_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    token_cost_microdollars: int | None = 0
+    """None once a request ran on a model without a list price: the sum is unknown from then on."""
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """List price of a model in USD per million tokens, which is micro-dollars per token."""
+
+    input: float
+    output: float
+    cache_read: float
+    cache_write_5m: float
+    cache_write_1h: float
+
+
+class RequestTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one model request and what they cost at list price; kept beside the span's end event."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_5m_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    cost_microdollars: int | None = None
+
+
+def token_cost_microdollars(tokens: RequestTokens, price: Price) -> int:
+    """List cost of one request; USD per million tokens is exactly micro-dollars per token."""
+    return math.ceil(
+        tokens.input_tokens * price.input
+        + tokens.output_tokens * price.output
+        + tokens.cache_read_input_tokens * price.cache_read
+        + tokens.cache_creation_5m_input_tokens * price.cache_write_5m
+        + tokens.cache_creation_1h_input_tokens * price.cache_write_1h
+    )
+
+
+def add(totals: UsageTotals, tokens: RequestTokens) -> UsageTotals:
+    """The totals after one more request."""
+    known = totals.token_cost_microdollars is not None and tokens.cost_microdollars is not None
+    return UsageTotals(
+        input_tokens=totals.input_tokens + tokens.input_tokens,
+        output_tokens=totals.output_tokens + tokens.output_tokens,
+        cache_read_input_tokens=totals.cache_read_input_tokens + tokens.cache_read_input_tokens,
+        cache_creation_5m_input_tokens=totals.cache_creation_5m_input_tokens + tokens.cache_creation_5m_input_tokens,
+        cache_creation_1h_input_tokens=totals.cache_creation_1h_input_tokens + tokens.cache_creation_1h_input_tokens,
+        token_cost_microdollars=(
+            (totals.token_cost_microdollars or 0) + (tokens.cost_microdollars or 0) if known else None
+        ),
+    )
+
+
+def list_cost_microdollars(totals: UsageTotals, active_milliseconds: int) -> int | None:
+    """Tokens at list price plus running time; None when a model had no list price."""
+    if totals.token_cost_microdollars is None:
+        return None
+    return totals.token_cost_microdollars + active_milliseconds * SESSION_HOUR_MICRODOLLARS // 3_600_000
+
+
+def snapshot(totals: UsageTotals, active_milliseconds: int) -> UsageSnapshot:
+    """The wire form. Cents are rounded up, so a cap is never passed unseen."""
+    cost = list_cost_microdollars(totals, active_milliseconds)
+    return UsageSnapshot(
+        active_seconds=active_milliseconds / 1000,
+        cache_creation=CacheCreation(
+            ephemeral_1h_input_tokens=totals.cache_creation_1h_input_tokens,
+            ephemeral_5m_input_tokens=totals.cache_creation_5m_input_tokens,
+        ),
+        cache_read_input_tokens=totals.cache_read_input_tokens,
+        input_tokens=totals.input_tokens,
+        list_cost=None if cost is None else MonetaryAmount(amount=str(-(-cost // 10_000))),
+        output_tokens=totals.output_tokens,
+    )
+
+
+def reached(budget: BudgetLimit | None, totals: UsageTotals, active_milliseconds: int) -> bool:
+    """Whether the cap is spent. Checked before each model request."""
+    if budget is None:
+        return False
+    cost = list_cost_microdollars(totals, active_milliseconds)
+    return cost is not None and cost >= int(budget.max_list_cost.amount) * 10_000

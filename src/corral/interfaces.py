@@ -1,0 +1,497 @@
+"""Every seam of Corral in one file.
+
+The middle parts (`harness engines tools mcp providers sandboxes storage api`) never import one another; they meet
+here, and `app.py` wires them. Each protocol's docstring is its contract; `conformance.py` turns the contract into
+checks that run against every implementation. Nothing here does anything.
+
+    EventLog   what happened: sessions, their events and their state     storage/{sqlite,ephemeral}
+    Records    everything else that lasts: agents, environments, keys    storage/{sqlite,ephemeral}
+    Bus        what is happening: frames for open streams                engines/local
+    Engine     who advances which session, and when                      engines/local
+    Sandboxes  where tools run                                           sandboxes/{bubblewrap,process}
+    Provider   models                                                    providers/{anthropic,local,scripted}
+    Tool       a built-in tool                                           tools/*
+    Clock      what time it is                                           app.py, tests
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from corral.domain import turn
+from corral.domain.content import AssistantBlock, JsonObject, PromptBlock, ResultBlock
+from corral.domain.event import AnyEvent
+from corral.domain.lifecycle import Change, Row
+from corral.domain.session import Session, SessionState
+
+# ---------------------------------------------------------------------------------------------------- clock
+
+
+class Clock(Protocol):
+    """The only source of time, so that tests can move it."""
+
+    def now(self) -> datetime:
+        """The current moment, timezone-aware, in UTC."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------ providers
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool as a model sees it."""
+
+    name: str
+    description: str
+    input_schema: JsonObject
+
+
+class PromptMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a conversation, in the Messages API's form."""
+
+    role: Literal["user", "assistant", "system"]
+    content: tuple[PromptBlock, ...]
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to a model."""
+
+    model: str
+    system: str
+    messages: tuple[PromptMessage, ...]
+    tools: tuple[ToolSpec, ...]
+    output_tokens_max: int
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """None leaves the model's own default."""
+    speed: Literal["standard", "fast"] = "standard"
+    attempt: int = 0
+    """How many times this same request has failed before. For back-off; it never changes the prompt."""
+
+
+class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one request. `input_tokens` are the uncached ones only."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_creation_5m_input_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+
+
+class BlockStarted(msgspec.Struct, frozen=True):
+    """A block of the answer opens at `index`."""
+
+    index: int
+    kind: Literal["text", "thinking", "tool_use"]
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    """More text for the text block at `index`."""
+
+    index: int
+    text: str
+
+
+class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer; always the last chunk of a successful stream."""
+
+    content: tuple[AssistantBlock, ...]
+    stop_reason: Literal["end_turn", "tool_use", "max_tokens", "stop_sequence", "pause_turn", "refusal"]
+    usage: ModelUsage
+    refusal_category: str | None = None
+    refusal_explanation: str | None = None
+    malformed_tool_inputs: tuple[str, ...] = ()
+    """Ids of tool calls whose input the model wrote as broken JSON; their `input` is empty."""
+
+
+ModelChunk: TypeAlias = BlockStarted | TextDelta | ModelResponse
+
+
+class Provider(Protocol):
+    """A place that runs models."""
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
+        """Ask the model; yield previews as they come and a `ModelResponse` last.
+
+        Closing the iterator early cuts the connection to the model at once. Raises `ProviderError` (a subclass
+        says whether a retry makes sense) and nothing else; never yields a `ModelResponse` after an error.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free connections and processes. Idempotent."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------ sandboxes
+
+SandboxOperation: TypeAlias = Literal["bash", "read", "write", "edit", "glob", "grep"]
+
+
+class SandboxCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One tool call to run inside a sandbox."""
+
+    call_id: str
+    """The id of the `agent.tool_use` event. The sandbox remembers results by it."""
+    operation: SandboxOperation
+    arguments: JsonObject
+    resumed: bool = False
+    """True when an earlier worker may already have sent this call."""
+
+
+class SandboxReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call came to. A tool that fails returns `is_error`; only a broken sandbox raises."""
+
+    content: tuple[ResultBlock, ...]
+    is_error: bool = False
+
+
+class Sandbox(Protocol):
+    """One running sandbox, belonging to one session."""
+
+    async def call(self, call: SandboxCall) -> SandboxReply:
+        """Run the call, or collect its result if this sandbox has already run (or is running) that `call_id`.
+
+        Calls may be made concurrently and run in parallel. Cancelling stops waiting AND stops the command
+        inside. Raises `SandboxLost` when the sandbox dies meanwhile, or when `call.resumed` and an earlier
+        instance that might have run the call is gone.
+        """
+        ...
+
+    async def forget(self, call_ids: Sequence[str]) -> None:
+        """The results of these calls are safe in the log; the sandbox need not keep them. Never raises."""
+        ...
+
+
+class Sandboxes(Protocol):
+    """A backend that makes sandboxes. Registered by name in `app.py`."""
+
+    async def start(self) -> None:
+        """Check that this machine can run the backend; raise `MachineUnfit` with the remedy if not."""
+        ...
+
+    async def open(self, session_id: str) -> Sandbox:
+        """The session's sandbox: the one that runs, else a new one over the session's files.
+
+        Idempotent and safe to call concurrently for one id. Survives a restart of the server: a sandbox that
+        outlived it is found again. Raises `SandboxUnavailable` with the reason.
+        """
+        ...
+
+    async def destroy(self, session_id: str) -> None:
+        """Stop the session's sandbox and remove its files. Idempotent; no error when there is none."""
+        ...
+
+    async def close(self) -> None:
+        """Drop connections. Running sandboxes stay for the next server to find; they end by themselves later."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------- tools
+
+
+class Tool(Protocol):
+    """A built-in tool of `agent_toolset_20260401` that runs in the sandbox."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """What the model is told. All descriptions together stay under 900 tokens."""
+        ...
+
+    def call(self, call_id: str, arguments: JsonObject) -> SandboxCall:
+        """Check the model's arguments and make the sandbox call. Raises `Invalid`, worded for the model."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------- the log
+
+Step: TypeAlias = turn.Step
+
+
+class Decision(NamedTuple):
+    """What a decision function wants committed."""
+
+    changes: Sequence[Change]
+    session: Session | None = None
+    """The session record to store in the same transaction, if it changes."""
+    step: Step | None = None
+    """What the harness does next; only passed through."""
+
+
+Decide: TypeAlias = Callable[[Session, SessionState, datetime], Decision]
+"""A pure function of the session as it is now. It may be run more than once; it raises to refuse."""
+
+
+class Committed(NamedTuple):
+    """What a transaction did."""
+
+    session: Session
+    state: SessionState
+    rows: tuple[Row, ...]
+    step: Step | None
+
+
+class Snapshot(NamedTuple):
+    """A session and its state at one moment."""
+
+    session: Session
+    state: SessionState
+
+
+class Claim(NamedTuple):
+    """The right to advance a session, until somebody claims it again."""
+
+    epoch: int
+    session: Session
+    state: SessionState
+
+
+class LoggedEvent(NamedTuple):
+    """An event read back."""
+
+    seq: int
+    event: AnyEvent
+    private: bytes | None
+
+
+class EventsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a session's history, by position."""
+
+    limit: int
+    beyond: tuple[bool, int] | None = None
+    """Start behind the row that is (queued?, seq), in the direction of `order`. Both are needed: a queued event keeps
+    its seq and still comes after every processed one."""
+    order: Literal["asc", "desc"] = "asc"
+    types: tuple[str, ...] = ()
+    after: datetime | None = None
+    """`processed_at` > this; with `after_inclusive`, >=."""
+    after_inclusive: bool = False
+    before: datetime | None = None
+    before_inclusive: bool = False
+    processed_only: bool = False
+
+
+class SessionsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of sessions, by creation time and then id."""
+
+    workspace_id: str
+    limit: int
+    order: Literal["asc", "desc"] = "desc"
+    beyond: tuple[datetime, str] | None = None
+    """Start behind this creation time and id, in the direction of `order`."""
+    backwards: bool = False
+    """Read against `order` (for `prev_page`); the result is still sorted by `order`."""
+    statuses: tuple[str, ...] = ()
+    agent_id: str | None = None
+    agent_version: int | None = None
+    deployment_id: str | None = None
+    include_archived: bool = False
+    after: datetime | None = None
+    after_inclusive: bool = False
+    before: datetime | None = None
+    before_inclusive: bool = False
+
+
+class EventLog(Protocol):
+    """Sessions and what happened to them. The only truth.
+
+    `transact` runs a decision function on the current session inside a transaction and commits its changes with
+    the state they lead to: all of them durable when it returns, or none. Transactions on one session run one after
+    another. After a commit the log publishes its rows on the `Bus`, in commit order.
+    """
+
+    async def create(self, session: Session, state: SessionState, decide: Decide) -> Committed:
+        """Store a new session, with the decision's changes (initial events). Raises `Conflict` if the id exists."""
+        ...
+
+    async def snapshot(self, session_id: str, workspace_id: str | None = None) -> Snapshot:
+        """The session as it is. Raises `NotFound`, also for another workspace's session."""
+        ...
+
+    async def transact(
+        self, session_id: str, decide: Decide, *, workspace_id: str | None = None, epoch: int | None = None
+    ) -> Committed:
+        """Decide and commit. Raises `NotFound`; `StaleEpoch` when `epoch` is no longer the session's; and what
+        `decide` raises, after which nothing is changed."""
+        ...
+
+    async def claim(self, session_id: str) -> Claim:
+        """Take over the session: from now on appends with an older epoch are refused. Raises `NotFound`."""
+        ...
+
+    async def events(self, session_id: str, query: EventsQuery) -> list[LoggedEvent]:
+        """A page of history. Events that wait come last, in the order they were accepted. Raises `NotFound`."""
+        ...
+
+    async def sessions(self, query: SessionsQuery) -> list[Snapshot]:
+        """A page of sessions."""
+        ...
+
+    async def unfinished(self) -> list[str]:
+        """Ids of all sessions that are running or rescheduling: what an engine resumes when it starts."""
+        ...
+
+    async def spent_microdollars(self) -> int:
+        """List cost of tokens of all sessions together, for the organisation's limit."""
+        ...
+
+    async def delete(self, session_id: str, workspace_id: str, allow: Callable[[Session, SessionState], None]) -> None:
+        """Remove the session and its history, if `allow` does not raise. Publishes `session.deleted`."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------- records
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored object of any other kind: its keys for lists, and its body as JSON."""
+
+    kind: str
+    id: str
+    workspace_id: str
+    created_at: datetime
+    body: bytes
+    archived_at: datetime | None = None
+    parent_id: str | None = None
+    """For versions: the id of what this is a version of."""
+    unique_key: str | None = None
+    """Unique within kind and workspace, when set."""
+    revision: int = 1
+
+
+class RecordsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of records, newest first."""
+
+    kind: str
+    workspace_id: str | None
+    limit: int
+    beyond: tuple[datetime, str] | None = None
+    """Start behind this creation time and id."""
+    parent_id: str | None = None
+    include_archived: bool = True
+    after: datetime | None = None
+    after_inclusive: bool = False
+    before: datetime | None = None
+    before_inclusive: bool = False
+
+
+class Records(Protocol):
+    """Everything durable that is not a session: small objects by kind and id."""
+
+    async def put(self, *records: Record, expect: Mapping[str, int] | None = None) -> None:
+        """Insert or replace all records in one transaction.
+
+        `expect` maps a record's id to the revision that must be stored now (0: none). Raises `Conflict` when that
+        does not hold, or when a `unique_key` is taken; then nothing is changed.
+        """
+        ...
+
+    async def get(self, kind: str, record_id: str, workspace_id: str | None) -> Record:
+        """Raises `NotFound`, also for another workspace's record. `workspace_id=None` looks in all."""
+        ...
+
+    async def page(self, query: RecordsQuery) -> list[Record]:
+        """A page of records."""
+        ...
+
+    async def delete(self, kind: str, record_id: str, workspace_id: str) -> None:
+        """Remove a record. Raises `NotFound`."""
+        ...
+
+
+# ----------------------------------------------------------------------------------------------------- bus
+
+
+class Frame(NamedTuple):
+    """Something a stream may show: a fact or a preview, encoded once for all readers."""
+
+    session_id: str
+    type: str
+    data: bytes
+    """The JSON object."""
+    preview_of: str | None = None
+    """For previews, the type of the event to come; None for facts."""
+    preview_id: str | None = None
+    """For previews, the id of the event to come."""
+
+
+class Subscription(Protocol):
+    """One reader's queue of frames. Bounded: a reader that does not keep up is cut off."""
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        """Frames in commit order. Ends when the session is deleted; raises `Unavailable` when cut off."""
+        ...
+
+    def close(self) -> None:
+        """Stop receiving. Idempotent."""
+        ...
+
+
+class Bus(Protocol):
+    """Frames from whoever commits to whoever streams. Keeps nothing."""
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        """Hand frames to all current readers of their sessions. Never blocks. Called from the event loop."""
+        ...
+
+    def subscribe(self, session_id: str, *, previews: Collection[str] = ()) -> Subscription:
+        """From now on, all facts of the session and previews of the given event types."""
+        ...
+
+    def wants_previews(self, session_id: str) -> bool:
+        """Whether anybody may be reading; if not, the harness need not make previews."""
+        ...
+
+
+# -------------------------------------------------------------------------------------------------- engine
+
+
+class Advance(Protocol):
+    """What an engine runs: the harness."""
+
+    async def __call__(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
+        """Advance the session until it rests. Safe to kill at any line and to call again.
+
+        `inherited` says that an earlier worker may have died in the middle: what it began is collected, not repeated.
+        """
+        ...
+
+
+class Signal(Protocol):
+    """An edge that can be awaited and cleared."""
+
+    def is_set(self) -> bool:
+        """Whether it has fired since the last `clear`."""
+        ...
+
+    async def wait(self) -> None:
+        """Until it fires."""
+        ...
+
+    def clear(self) -> None:
+        """Arm it again."""
+        ...
+
+
+class Engine(Protocol):
+    """Who advances which session, and when. Never trusted to be perfect: the log's epochs are the guard."""
+
+    async def start(self, advance: Advance, sessions: Sequence[str]) -> None:
+        """Begin to run sessions; `sessions` were unfinished when the last server stopped."""
+        ...
+
+    def wake(self, session_id: str) -> None:
+        """The session has work. At most one `advance` of a session runs at a time; a wake during a run is kept."""
+        ...
+
+    def interrupt(self, session_id: str) -> None:
+        """Tell a running `advance` at once that an interrupt waits in the log; also wakes."""
+        ...
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Stop starting work; let running steps finish for a while, then cancel them."""
+        ...
