@@ -1,0 +1,1 @@
+"""Who advances which session, and when: `local` runs everything in one process."""

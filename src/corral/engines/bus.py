@@ -1,0 +1,104 @@
+"""The bus of one process: frames from whoever commits to whoever streams.
+
+It keeps nothing and knows nothing of HTTP or storage. Each reader has a bounded queue; one that does not keep up loses
+previews first (only ever the end of a preview, as the contract allows), and is cut off when facts no longer fit.
+Everything runs on one event loop, so there are no locks. The bus across processes is a later engine's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Sequence
+
+import anyio
+
+from corral.errors import Unavailable
+from corral.interfaces import Frame
+
+
+class LocalSubscription:
+    """One reader's queue."""
+
+    def __init__(self, bus: LocalBus, session_id: str, previews: frozenset[str]) -> None:
+        self._bus = bus
+        self.session_id = session_id
+        self._previews = previews
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
+        self._ready = anyio.Event()
+        self._shed: set[str] = set()
+        self._cut_off = False
+        self._closed = False
+
+    def offer(self, frame: Frame) -> None:
+        """Queue a frame for the reader, or shed it, or cut the reader off."""
+        if self._cut_off or self._closed or not self._wants(frame):
+            return
+        if len(self._frames) >= self._bus.frames_max or self._bytes + len(frame.data) > self._bus.bytes_max:
+            if frame.preview_of is not None:
+                self._shed.add(frame.preview_id or "")
+                return
+            self._cut_off = True
+            self._frames.clear()
+        else:
+            self._frames.append(frame)
+            self._bytes += len(frame.data)
+        self._ready.set()
+
+    def _wants(self, frame: Frame) -> bool:
+        if frame.preview_of is None:
+            return True
+        return frame.preview_of in self._previews and frame.preview_id not in self._shed
+
+    async def __aiter__(self) -> AsyncIterator[Frame]:
+        while True:
+            while self._frames:
+                frame = self._frames.popleft()
+                self._bytes -= len(frame.data)
+                yield frame
+                if frame.type == "session.deleted":
+                    return
+            if self._closed:
+                return
+            if self._cut_off:
+                raise Unavailable("This reader fell too far behind and was cut off. Reconnect and list the history.")
+            self._ready = anyio.Event()
+            await self._ready.wait()
+
+    def close(self) -> None:
+        """Stop receiving. Idempotent."""
+        self._closed = True
+        self._ready.set()
+        self._bus.remove(self)
+
+
+class LocalBus:
+    """Frames within one process."""
+
+    def __init__(self, *, frames_max: int, bytes_max: int) -> None:
+        self.frames_max = frames_max
+        self.bytes_max = bytes_max
+        self._readers: dict[str, dict[LocalSubscription, None]] = {}
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        """Hand frames to all current readers of their sessions."""
+        for frame in frames:
+            for reader in self._readers.get(frame.session_id, ()):
+                reader.offer(frame)
+
+    def subscribe(self, session_id: str, *, previews: Collection[str] = ()) -> LocalSubscription:
+        """From now on, all facts of the session and previews of the given event types."""
+        reader = LocalSubscription(self, session_id, frozenset(previews))
+        self._readers.setdefault(session_id, {})[reader] = None
+        return reader
+
+    def remove(self, reader: LocalSubscription) -> None:
+        """Forget a reader."""
+        readers = self._readers.get(reader.session_id, {})
+        readers.pop(reader, None)
+        if not readers:
+            self._readers.pop(reader.session_id, None)
+
+    def wants_previews(self, session_id: str) -> bool:
+        """Whether anybody reads the session; nobody does most of the time, and then previews cost nothing."""
+        return session_id in self._readers

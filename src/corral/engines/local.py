@@ -1,0 +1,117 @@
+"""The engine of one process: a task for each session that has work, and none for the others.
+
+It decides who runs what and when, and nothing else: what a run does is the harness's (`Advance`), and that two runs
+never write one log is the log's (epochs). On `start` it resumes what the last process left unfinished. The engine for
+many machines is a later one; both keep the contract in `interfaces.Engine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from corral.errors import NotFound, StaleEpoch
+from corral.interfaces import Advance
+
+log = structlog.get_logger(__name__)
+
+
+class LocalSignal:
+    """An `asyncio.Event` in the shape of `interfaces.Signal`."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Fire."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether it has fired since the last `clear`."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Until it fires."""
+        await self._event.wait()
+
+    def clear(self) -> None:
+        """Arm it again."""
+        self._event.clear()
+
+
+class _Run:
+    """One session's turn in this process."""
+
+    def __init__(self) -> None:
+        self.interrupted = LocalSignal()
+        self.woken = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class LocalEngine:
+    """Runs sessions as tasks of this process."""
+
+    def __init__(self, *, sessions_running_max: int) -> None:
+        self._slots = asyncio.Semaphore(sessions_running_max)
+        self._runs: dict[str, _Run] = {}
+        self._advance: Advance | None = None
+        self._stopping = False
+
+    async def start(self, advance: Advance, sessions: Sequence[str]) -> None:
+        """Begin; `sessions` were unfinished when the last server stopped."""
+        self._advance = advance
+        for session_id in sessions:
+            self._launch(session_id, inherited=True)
+
+    def wake(self, session_id: str) -> None:
+        """The session has work; during a run the wake is kept for its end."""
+        run = self._runs.get(session_id)
+        if run is not None:
+            run.woken = True
+        elif not self._stopping:
+            self._launch(session_id, inherited=False)
+
+    def interrupt(self, session_id: str) -> None:
+        """An interrupt waits in the session's log."""
+        run = self._runs.get(session_id)
+        if run is not None:
+            run.interrupted.set()
+        self.wake(session_id)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Start nothing more, wait a while for what runs, then cancel it. The next process resumes it."""
+        self._stopping = True
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=grace_seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+
+    def _launch(self, session_id: str, *, inherited: bool) -> None:
+        # A task for each session, owned by `_runs` and awaited by `stop`: sessions live longer than any request.
+        run = self._runs[session_id] = _Run()
+        run.task = asyncio.create_task(self._run(session_id, run, inherited=inherited), name=session_id)
+
+    async def _run(self, session_id: str, run: _Run, *, inherited: bool) -> None:
+        assert self._advance is not None, "start() comes first"
+        try:
+            async with self._slots:
+                while True:
+                    run.woken = False
+                    await self._advance(session_id, run.interrupted, inherited=inherited)
+                    inherited = False
+                    if not run.woken or self._stopping:
+                        return
+        except (NotFound, StaleEpoch) as error:
+            log.info("session_left", session_id=session_id, reason=error.message)
+        except Exception:  # the top of a worker's session: one bad session must not take the others down
+            log.exception("session_crashed", session_id=session_id)
+        finally:
+            del self._runs[session_id]
+            if run.woken and not self._stopping:
+                self._launch(session_id, inherited=True)

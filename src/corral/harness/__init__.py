@@ -1,0 +1,1 @@
+"""The loop: advances one session; safe to kill at any line."""

@@ -1,0 +1,161 @@
+"""A model's answer, translated into changes for the log.
+
+One answer is one commit: its events, its end with usage and cost, and beside the end the exact blocks for replay, with
+each tool call's id replaced by its event's id so that providers and log speak of the same thing. Calls that cannot run
+(unknown, disabled, denied by the judge, broken JSON) get their error result in the same commit and never pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from corral.domain import event as ev
+from corral.domain import turn
+from corral.domain.content import AssistantBlock, RedactedThinkingBlock, TextBlock, ThinkingBlock, ToolUseBlock
+from corral.domain.ids import new_id
+from corral.domain.lifecycle import Append, Change
+from corral.domain.session import Session, SessionState
+from corral.domain.usage import Price, RequestTokens, token_cost_microdollars
+from corral.harness.draft import Draft
+from corral.harness.permissions import Verdict
+from corral.interfaces import ModelResponse, ModelUsage
+
+_ENCODER = msgspec.json.Encoder()
+
+UNKNOWN_TOOL = "There is no tool named {name}."
+DENIED = "Permission to use {name} has been denied."
+MALFORMED = "The input of this call was not valid JSON. Call the tool again with a complete JSON object."
+
+
+class Answer(NamedTuple):
+    """An answer, ready to be committed."""
+
+    events: tuple[ev.AnyEvent, ...]
+    results: tuple[ev.AgentToolResult, ...]
+    """Error results of calls that cannot run."""
+    replay: bytes | None
+    """The exact blocks; None for an empty answer."""
+    usage: ModelUsage
+    tokens: RequestTokens
+    refusal: ev.RefusalDetails | None
+
+
+def read(
+    response: ModelResponse,
+    draft: Draft,
+    verdicts: Mapping[str, Verdict],
+    *,
+    custom_tools: frozenset[str],
+    known_tools: frozenset[str],
+    price: Price | None,
+) -> Answer:
+    """Translate a response. `verdicts` holds the permission of each built-in call by the model's id for it."""
+    events: list[ev.AnyEvent] = []
+    results: list[ev.AgentToolResult] = []
+    replay: list[AssistantBlock] = []
+    for index, block in enumerate(response.content):
+        match block:
+            case TextBlock():
+                if block.text:
+                    _add_text(events, draft.id_of(index), block)
+                    replay.append(block)
+            case ThinkingBlock() | RedactedThinkingBlock():
+                events.append(ev.AgentThinking(id=draft.id_of(index)))
+                replay.append(block)
+            case ToolUseBlock():
+                call_id = draft.id_of(index)
+                replay.append(msgspec.structs.replace(block, id=call_id))
+                if block.name in custom_tools:
+                    events.append(ev.AgentCustomToolUse(id=call_id, name=block.name, input=block.input))
+                    continue
+                verdict = verdicts[block.id]
+                events.append(
+                    ev.AgentToolUse(
+                        id=call_id,
+                        name=block.name,
+                        input=block.input,
+                        evaluated_permission=verdict.permission,
+                        evaluation=verdict.evaluation,
+                    )
+                )
+                refused = _refused(block, verdict, block.id in response.malformed_tool_inputs, known_tools)
+                if refused is not None:
+                    results.append(_error_result(call_id, refused))
+    return Answer(
+        tuple(events),
+        tuple(results),
+        _ENCODER.encode(replay) if replay else None,
+        response.usage,
+        cost(response.usage, price),
+        _refusal(response),
+    )
+
+
+def commit_answer(
+    session: Session, state: SessionState, answer: Answer, request_id: str, now: datetime
+) -> list[Change]:
+    """The changes that put the answer into the log, and end the turn if the model refused."""
+    changes: list[Change] = [Append(event) for event in answer.events]
+    usage = answer.usage
+    end = ev.SpanModelRequestEnd(
+        id=new_id("sevt"),
+        model_request_start_id=request_id,
+        model_usage=ev.SpanModelUsage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_input_tokens=usage.cache_read_input_tokens,
+            cache_creation_input_tokens=usage.cache_creation_5m_input_tokens + usage.cache_creation_1h_input_tokens,
+            speed=session.agent.model.speed,
+        ),
+    )
+    changes.append(Append(end, tokens=answer.tokens, private=answer.replay))
+    changes += [Append(result) for result in answer.results]
+    if answer.refusal is not None:
+        changes += turn.refuse(session, state, changes, answer.refusal, now)
+    return changes
+
+
+def cost(usage: ModelUsage, price: Price | None) -> RequestTokens:
+    """What a request used, with its list cost if the model has a price."""
+    tokens = RequestTokens(**msgspec.structs.asdict(usage))
+    if price is None:
+        return tokens
+    return msgspec.structs.replace(tokens, cost_microdollars=token_cost_microdollars(tokens, price))
+
+
+def _add_text(events: list[ev.AnyEvent], event_id: str, block: TextBlock) -> None:
+    """Text blocks in a row are one message."""
+    last = events[-1] if events else None
+    if isinstance(last, ev.AgentMessage) and last.id == event_id:
+        events[-1] = msgspec.structs.replace(last, content=(*last.content, block))
+    else:
+        events.append(ev.AgentMessage(id=event_id, content=(block,)))
+
+
+def _refused(block: ToolUseBlock, verdict: Verdict, malformed: bool, known: frozenset[str]) -> str | None:
+    if block.name not in known:
+        return UNKNOWN_TOOL.format(name=block.name)
+    if verdict.permission == "deny":
+        return DENIED.format(name=block.name)
+    if malformed:
+        return MALFORMED
+    return None
+
+
+def _error_result(call_id: str, text: str) -> ev.AgentToolResult:
+    return ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call_id, content=(TextBlock(text=text),), is_error=True)
+
+
+def _refusal(response: ModelResponse) -> ev.RefusalDetails | None:
+    if response.stop_reason != "refusal":
+        return None
+    categories = ("cyber", "bio", "frontier_llm", "reasoning_extraction", "general_harms")
+    category = response.refusal_category
+    return ev.RefusalDetails(
+        category=category if category in categories else None,
+        explanation=response.refusal_explanation,
+    )

@@ -1,0 +1,65 @@
+"""Tool calls of one session: made in its sandbox, answered with result events.
+
+A tool that fails gives an error result for the model to read; so does a sandbox that cannot be made or that died, in
+words that do not pretend. Nothing is committed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import msgspec
+import structlog
+
+from corral.domain import event as ev
+from corral.domain.content import ResultBlock, TextBlock
+from corral.domain.ids import new_id
+from corral.errors import Invalid, SandboxError
+from corral.harness.context import OpenCall
+from corral.harness.parts import Parts
+from corral.interfaces import Sandbox
+
+log = structlog.get_logger(__name__)
+
+
+class Caller:
+    """Makes one session's calls, in a sandbox that it opens when first needed."""
+
+    def __init__(self, parts: Parts, session_id: str) -> None:
+        self._parts = parts
+        self._session_id = session_id
+        self._sandbox: Sandbox | None = None
+        self._opening = anyio.Lock()
+
+    async def warm(self) -> None:
+        """Open the sandbox ahead of the first call; a failure shows when a call needs it."""
+        try:
+            await self._open()
+        except SandboxError as error:
+            log.warning("sandbox_unavailable", session_id=self._session_id, reason=error.message)
+
+    async def run(self, call_id: str, call: OpenCall, *, resumed: bool) -> ev.AgentToolResult:
+        """Run one call, or collect what an earlier worker began (`resumed`)."""
+        try:
+            request = self._parts.tools[call.name].call(call_id, call.input)
+            sandbox = await self._open()
+            reply = await sandbox.call(msgspec.structs.replace(request, resumed=resumed))
+        except (Invalid, SandboxError) as error:
+            return _result(call_id, (TextBlock(text=error.message),), is_error=True)
+        return _result(call_id, reply.content, is_error=reply.is_error)
+
+    async def forget(self, call_ids: Sequence[str]) -> None:
+        """The results of these calls are in the log."""
+        if self._sandbox is not None:
+            await self._sandbox.forget(call_ids)
+
+    async def _open(self) -> Sandbox:
+        async with self._opening:
+            # Always through the backend: it knows when a sandbox has died and must be made anew.
+            self._sandbox = await self._parts.sandboxes.open(self._session_id)
+            return self._sandbox
+
+
+def _result(call_id: str, content: tuple[ResultBlock, ...], *, is_error: bool) -> ev.AgentToolResult:
+    return ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call_id, content=content, is_error=is_error)

@@ -1,0 +1,96 @@
+"""What the model is sent: the log, folded into messages.
+
+A pure function of the log, built event by event: stable history gives stable bytes, and additions only ever come at the
+end, so prompt caches hold. The exact answer of the model (thinking with its signature, tool calls) stands beside each
+`span.model_request_end`, where `answer.py` put it; user messages and results come from their own events.
+
+This is not the log and not the prompt around it: `prompt.py` adds system text and tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from corral.domain import event as ev
+from corral.domain.content import (
+    AssistantBlock,
+    DocumentBlock,
+    ImageBlock,
+    JsonObject,
+    PromptBlock,
+    TextBlock,
+    ToolResultBlock,
+)
+from corral.interfaces import LoggedEvent, PromptMessage
+
+_ANSWER = msgspec.json.Decoder(tuple[AssistantBlock, ...])
+
+
+class OpenCall(NamedTuple):
+    """A tool call whose result is not in the log yet."""
+
+    name: str
+    input: JsonObject
+
+
+class Context:
+    """The conversation so far, and the inputs of open tool calls."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.messages: list[PromptMessage] = []
+        self.open_calls: dict[str, OpenCall] = {}
+        self._arriving: list[PromptMessage] = []
+
+    def extend(self, events: Iterable[LoggedEvent]) -> None:
+        """Take in the next events of the log, in order."""
+        for logged in events:
+            assert logged.seq > self.seq, "events come in log order"
+            self.seq = logged.seq
+            self._fold(logged.event, logged.private)
+
+    def _fold(self, event: ev.AnyEvent, private: bytes | None) -> None:
+        match event:
+            case ev.UserMessage():
+                self._arriving.append(PromptMessage(role="user", content=_prompt_blocks(event.content)))
+            case ev.SystemMessage():
+                self._arriving.append(PromptMessage(role="system", content=event.content))
+            case ev.SpanModelRequestStart():
+                self._take_up_arrivals()
+            case ev.SpanModelRequestEnd() if private is not None:
+                self.messages.append(PromptMessage(role="assistant", content=_ANSWER.decode(private)))
+            case ev.AgentToolUse() | ev.AgentCustomToolUse():
+                self.open_calls[event.id] = OpenCall(event.name, event.input)
+            case ev.AgentToolResult():
+                self._add_result(event.tool_use_id, event)
+            case ev.UserCustomToolResult():
+                self._add_result(event.custom_tool_use_id, event)
+            case ev.SessionStatusIdle(stop_reason=ev.RetriesExhausted()):
+                self._arriving.clear()  # flushed: taken off the queue and dropped
+            case _:
+                pass
+
+    def _take_up_arrivals(self) -> None:
+        for message in self._arriving:
+            self._append(message)
+        self._arriving.clear()
+
+    def _add_result(self, call_id: str, event: ev.AgentToolResult | ev.UserCustomToolResult) -> None:
+        self.open_calls.pop(call_id, None)
+        block = ToolResultBlock(tool_use_id=call_id, content=event.content, is_error=event.is_error)
+        self._append(PromptMessage(role="user", content=(block,)))
+
+    def _append(self, message: PromptMessage) -> None:
+        """Neighbouring messages of one role become one, as the Messages API wants it."""
+        last = self.messages[-1] if self.messages else None
+        if last is not None and last.role == message.role == "user":
+            self.messages[-1] = PromptMessage(role="user", content=(*last.content, *message.content))
+        else:
+            self.messages.append(message)
+
+
+def _prompt_blocks(content: Iterable[object]) -> tuple[PromptBlock, ...]:
+    return tuple(block for block in content if isinstance(block, TextBlock | ImageBlock | DocumentBlock))

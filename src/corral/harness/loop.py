@@ -1,0 +1,200 @@
+"""The loop: read, decide, act, append.
+
+`Harness.advance` takes a session over (a new epoch) and repeats one thing: commit what has happened, let
+`domain/turn.py` decide inside that transaction what comes next, and do it. One place appends (`_Turn.commit`), and
+nothing is done before the decision to do it is durable. So a process may die at any line: the next one claims the
+session, finds what is open in its state, and goes on. Nothing here decides, talks HTTP, or knows a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import TypeAlias, TypeVar, assert_never
+
+import anyio
+from anyio.abc import TaskGroup
+
+from corral.domain import turn
+from corral.domain.lifecycle import Append, Change
+from corral.domain.session import PendingCall, Session, SessionState
+from corral.errors import ProviderError
+from corral.harness.answer import commit_answer
+from corral.harness.asking import ask
+from corral.harness.calling import Caller
+from corral.harness.context import Context
+from corral.harness.failure import backoff_seconds, error_object
+from corral.harness.parts import Parts
+from corral.harness.prompt import sandbox_tools
+from corral.interfaces import Claim, Decide, Decision, EventsQuery, LoggedEvent, Signal, Step
+
+T = TypeVar("T")
+PAGE_EVENTS = 1_000
+Happened: TypeAlias = Callable[[Session, SessionState, datetime], Sequence[Change]]
+"""What has happened, as changes to the session as it is now."""
+
+
+class Harness:
+    """Advances sessions; at most one `advance` at a time for each."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._contexts: dict[str, tuple[int, Context]] = {}
+        """Of sessions that rest, with the epoch they were built under; oldest out first."""
+
+    async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
+        """Advance the session until it rests. See `interfaces.Advance`."""
+        claim = await self._parts.log.claim(session_id)
+        epoch, context = self._contexts.pop(session_id, (0, Context()))
+        if epoch + 1 != claim.epoch:
+            context = Context()  # somebody else advanced it in between
+        async with anyio.create_task_group() as background:
+            running = _Turn(
+                self._parts, claim, context, interrupted=interrupted, background=background, inherited=inherited
+            )
+            await running.run()
+            background.cancel_scope.cancel()
+        self._contexts[session_id] = (claim.epoch, context)
+        while len(self._contexts) > self._parts.settings.contexts_cached_max:
+            del self._contexts[next(iter(self._contexts))]
+
+
+class _Turn:
+    """One `advance`: from taking a session over until it rests."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        claim: Claim,
+        context: Context,
+        *,
+        interrupted: Signal,
+        background: TaskGroup,
+        inherited: bool,
+    ) -> None:
+        self._parts = parts
+        self._epoch, self._session, self._state = claim
+        self._context = context
+        self._interrupted = interrupted
+        self._background = background
+        self._caller = Caller(parts, claim.session.id)
+        self._warmed = False
+        self._inherited = {call.id for call in claim.state.pending} if inherited else set[str]()
+        self._retry_after_seconds: float | None = None
+        self._committing = anyio.Lock()
+
+    async def run(self) -> None:
+        """Commit, decide, act, until there is nothing to do."""
+        step = await self.commit(lambda session, state, now: [])
+        while not isinstance(step, turn.Rest):
+            match step:
+                case turn.AskModel(request_id):
+                    step = await self._ask(request_id)
+                case turn.RunCalls(calls):
+                    step = await self._run_calls(calls)
+                case turn.Backoff(attempt):
+                    step = await self._wait(attempt)
+                case _:
+                    assert_never(step)
+
+    async def commit(self, happened: Happened) -> Step:
+        """Append what has happened together with everything that follows from it by the rules alone."""
+        async with self._committing:
+            # Cleared before the queue is read, so that an interrupt that comes later is not lost.
+            self._interrupted.clear()
+            limits = turn.Limits(self._parts.settings.tool_rounds_max, await self._parts.spending_stopped())
+
+            def decide(session: Session, state: SessionState, now: datetime) -> Decision:
+                decision = turn.proceed(session, state, happened(session, state, now), limits, now)
+                return Decision(decision.changes, step=decision.step)
+
+            step: Step | None = None
+            with anyio.CancelScope(shield=True):  # an interrupt must not leave us unsure what was committed
+                step = await self._transact(decide)
+            assert step is not None, "`decide` always gives a step"
+            return step
+
+    async def _transact(self, decide: Decide) -> Step | None:
+        committed = await self._parts.log.transact(self._session.id, decide, epoch=self._epoch)
+        self._session, self._state = committed.session, committed.state
+        rows = [LoggedEvent(row.seq, row.event, row.private) for row in committed.rows if row.event]
+        if len(rows) == len(committed.rows) and (not rows or rows[0].seq == self._context.seq + 1):
+            self._context.extend(rows)
+        else:
+            await self._read_log()
+        return committed.step
+
+    async def _read_log(self) -> None:
+        """Catch up with what others appended, and with events that were taken off the queue."""
+        while True:
+            query = EventsQuery(limit=PAGE_EVENTS, beyond=(False, self._context.seq), processed_only=True)
+            page = await self._parts.log.events(self._session.id, query)
+            self._context.extend(page)
+            if len(page) < PAGE_EVENTS:
+                return
+
+    async def _ask(self, request_id: str) -> Step:
+        if not self._warmed and sandbox_tools(self._session.agent, self._parts.tools):
+            self._warmed = True
+            self._background.start_soon(self._caller.warm)
+        answer = await self._unless_interrupted(lambda: ask(self._parts, self._session, self._state, self._context))
+        match answer:
+            case None:
+                return await self.commit(lambda session, state, now: [])
+            case ProviderError():
+                failure = answer
+                self._retry_after_seconds = failure.retry_after_seconds
+                return await self.commit(lambda session, state, now: self._failed(session, state, failure, now))
+            case _:
+                return await self.commit(
+                    lambda session, state, now: commit_answer(session, state, answer, request_id, now)
+                )
+
+    def _failed(self, session: Session, state: SessionState, failure: ProviderError, now: datetime) -> Sequence[Change]:
+        if any(queued.type == "user.interrupt" for queued in state.queue):
+            return []  # the interrupt ends the request by itself
+        error = error_object(failure, attempt=state.attempt, settings=self._parts.settings)
+        return turn.fail_request(session, state, error, now)
+
+    async def _run_calls(self, calls: Sequence[PendingCall]) -> Step:
+        """Run calls side by side; each result is committed as it comes."""
+        limiter = anyio.CapacityLimiter(self._parts.settings.tool_calls_parallel_max)
+
+        async def one(call: PendingCall) -> None:
+            async with limiter:
+                result = await self._result(call)
+                await self.commit(lambda session, state, now: [result] if state.call(call.id) else [])
+
+        async def all_of_them() -> None:
+            async with anyio.create_task_group() as tasks:
+                for call in calls:
+                    tasks.start_soon(one, call)
+
+        await self._unless_interrupted(all_of_them)
+        await self._caller.forget([call.id for call in calls])
+        return await self.commit(lambda session, state, now: [])
+
+    async def _result(self, call: PendingCall) -> Append:
+        if call.stage == "denied":
+            return turn.denied_result(call)
+        resumed = call.id in self._inherited
+        return Append(await self._caller.run(call.id, self._context.open_calls[call.id], resumed=resumed))
+
+    async def _wait(self, attempt: int) -> Step:
+        seconds = backoff_seconds(attempt, self._retry_after_seconds, self._parts.settings)
+        await self._unless_interrupted(lambda: anyio.sleep(seconds))
+        return await self.commit(lambda session, state, now: turn.resume(session, state))
+
+    async def _unless_interrupted(self, action: Callable[[], Awaitable[T]]) -> T | None:
+        """Do something, and drop it at once when an interrupt arrives; then None."""
+        result: T | None = None
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await self._interrupted.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            result = await action()
+            tasks.cancel_scope.cancel()
+        return result

@@ -1,0 +1,25 @@
+"""What a harness works with: the seams, handed over by `app.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from corral.config import HarnessSettings
+from corral.domain.usage import Price
+from corral.interfaces import Bus, EventLog, Provider, Sandboxes, Tool
+
+
+class Parts(NamedTuple):
+    """The seams and limits of one harness."""
+
+    log: EventLog
+    bus: Bus
+    provider: Provider
+    sandboxes: Sandboxes
+    tools: Mapping[str, Tool]
+    price: Callable[[str], Price | None]
+    """List price of a model id."""
+    spending_stopped: Callable[[], Awaitable[bool]]
+    """Whether the organisation's spend limit is reached."""
+    settings: HarnessSettings

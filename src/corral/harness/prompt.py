@@ -1,0 +1,48 @@
+"""The prompt around a conversation: system text and tools, in a fixed order and small.
+
+A pure function of the session's agent, so that it is the same bytes in every request of a session. The harness adds
+only what the agent could not know: where it works and what that place is like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from corral.domain.agent import SessionAgent
+from corral.domain.content import JsonObject
+from corral.domain.toolset import CustomTool, resolve
+from corral.interfaces import Tool, ToolSpec
+
+SANDBOX_NOTE = (
+    "Your tools work in a Linux sandbox of this session, in /workspace. It has no network access. "
+    "Put files for the user to download into /mnt/session/outputs."
+)
+
+
+def sandbox_tools(agent: SessionAgent, tools: Mapping[str, Tool]) -> list[str]:
+    """Names of the built-in tools that this agent may call here, in a fixed order."""
+    resolved = ((name, resolve(agent.tools, name)) for name in sorted(tools))
+    return [name for name, settings in resolved if settings is not None and settings.enabled]
+
+
+def tool_specs(agent: SessionAgent, tools: Mapping[str, Tool]) -> tuple[ToolSpec, ...]:
+    """Everything the model may call: built-in tools, then the agent's own in their order."""
+    built_in = [tools[name].spec for name in sandbox_tools(agent, tools)]
+    custom = [
+        ToolSpec(name=tool.name, description=tool.description, input_schema=_schema(tool))
+        for tool in agent.tools
+        if isinstance(tool, CustomTool)
+    ]
+    return (*built_in, *custom)
+
+
+def system_text(agent: SessionAgent, tools: Mapping[str, Tool]) -> str:
+    """The agent's own prompt, then the note on the sandbox if it has tools there."""
+    parts = [agent.system] if agent.system else []
+    if sandbox_tools(agent, tools):
+        parts.append(SANDBOX_NOTE)
+    return "\n\n".join(parts)
+
+
+def _schema(tool: CustomTool) -> JsonObject:
+    return tool.input_schema
