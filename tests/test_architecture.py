@@ -42,10 +42,10 @@ ARROWS: dict[str, frozenset[str]] = {
 
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
-    "sandboxes": frozenset({"connection", "instance"}),
+    "sandboxes": frozenset({"connection", "directory", "local", "programs"}),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),
-    "storage": frozenset(),
+    "storage": frozenset({"frames", "named_sql", "transaction"}),
 }
 """What the interchangeable siblings of a part may import. `local_server.py` belongs to `local.py` and is no sibling."""
 

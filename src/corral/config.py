@@ -200,9 +200,18 @@ def load(
     tree["data_dir"] = str(Path(str(tree["data_dir"])).expanduser().absolute())
     tree.setdefault("database", f"sqlite:///{tree['data_dir']}/corral.db")
     try:
-        return msgspec.convert(tree, Settings, strict=False)
+        return msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise MachineUnfit(f"Corral's settings cannot be used: {error}. See `corral serve --help` and corral.toml.") from error
+        raise MachineUnfit(
+            f"Corral's settings cannot be used: {error}. See `corral serve --help` and corral.toml."
+        ) from error
+
+
+def _decode(kind: type, value: object) -> object:
+    """What TOML and the environment have no type for."""
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(f"no setting is a {kind}")
 
 
 def _read_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, object]:

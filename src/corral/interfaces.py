@@ -450,14 +450,20 @@ class Bus(Protocol):
 # -------------------------------------------------------------------------------------------------- engine
 
 
-class Advance(Protocol):
+class Worker(Protocol):
     """What an engine runs: the harness."""
 
-    async def __call__(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
+    async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
         """Advance the session until it rests. Safe to kill at any line and to call again.
 
         `inherited` says that an earlier worker may have died in the middle: what it began is collected, not repeated.
+        Raises `NotFound` when the session is gone, `StaleEpoch` when another worker has it, `Unavailable` when the
+        store cannot write; anything else is a bug.
         """
+        ...
+
+    async def give_up(self, session_id: str) -> None:
+        """End the session's turn with an error, after `advance` broke."""
         ...
 
 
@@ -480,7 +486,7 @@ class Signal(Protocol):
 class Engine(Protocol):
     """Who advances which session, and when. Never trusted to be perfect: the log's epochs are the guard."""
 
-    async def start(self, advance: Advance, sessions: Sequence[str]) -> None:
+    async def start(self, worker: Worker, sessions: Sequence[str]) -> None:
         """Begin to run sessions; `sessions` were unfinished when the last server stopped."""
         ...
 

@@ -99,6 +99,12 @@ class LocalBus:
         if not readers:
             self._readers.pop(reader.session_id, None)
 
+    def close(self) -> None:
+        """End every reader's iteration: the server stops, and clients reconnect to the next one."""
+        for readers in list(self._readers.values()):
+            for reader in list(readers):
+                reader.close()
+
     def wants_previews(self, session_id: str) -> bool:
         """Whether anybody reads the session; nobody does most of the time, and then previews cost nothing."""
         return session_id in self._readers

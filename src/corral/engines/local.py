@@ -1,8 +1,8 @@
 """The engine of one process: a task for each session that has work, and none for the others.
 
-It decides who runs what and when, and nothing else: what a run does is the harness's (`Advance`), and that two runs
-never write one log is the log's (epochs). On `start` it resumes what the last process left unfinished. The engine for
-many machines is a later one; both keep the contract in `interfaces.Engine`.
+It decides who runs what and when, and nothing else: what a run does is the harness's (`interfaces.Worker`), and that
+two runs never write one log is the log's (epochs). On `start` it resumes what the last process left unfinished. The
+engine for many machines is a later one; both keep the contract in `interfaces.Engine`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from corral.errors import NotFound, StaleEpoch
-from corral.interfaces import Advance
+from corral.errors import CorralError, NotFound, StaleEpoch, Unavailable
+from corral.interfaces import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -53,15 +53,16 @@ class _Run:
 class LocalEngine:
     """Runs sessions as tasks of this process."""
 
-    def __init__(self, *, sessions_running_max: int) -> None:
+    def __init__(self, *, sessions_running_max: int, retry_seconds: float = 1.0) -> None:
+        self._retry_seconds = retry_seconds
         self._slots = asyncio.Semaphore(sessions_running_max)
         self._runs: dict[str, _Run] = {}
-        self._advance: Advance | None = None
+        self._worker: Worker | None = None
         self._stopping = False
 
-    async def start(self, advance: Advance, sessions: Sequence[str]) -> None:
+    async def start(self, worker: Worker, sessions: Sequence[str]) -> None:
         """Begin; `sessions` were unfinished when the last server stopped."""
-        self._advance = advance
+        self._worker = worker
         for session_id in sessions:
             self._launch(session_id, inherited=True)
 
@@ -98,20 +99,38 @@ class LocalEngine:
         run.task = asyncio.create_task(self._run(session_id, run, inherited=inherited), name=session_id)
 
     async def _run(self, session_id: str, run: _Run, *, inherited: bool) -> None:
-        assert self._advance is not None, "start() comes first"
+        """Advance the session for as long as it is woken."""
         try:
             async with self._slots:
                 while True:
                     run.woken = False
-                    await self._advance(session_id, run.interrupted, inherited=inherited)
-                    inherited = False
-                    if not run.woken or self._stopping:
+                    inherited = await self._advance(session_id, run, inherited=inherited)
+                    if not (run.woken or inherited) or self._stopping:
                         return
-        except (NotFound, StaleEpoch) as error:
-            log.info("session_left", session_id=session_id, reason=error.message)
-        except Exception:  # the top of a worker's session: one bad session must not take the others down
-            log.exception("session_crashed", session_id=session_id)
         finally:
             del self._runs[session_id]
             if run.woken and not self._stopping:
                 self._launch(session_id, inherited=True)
+
+    async def _advance(self, session_id: str, run: _Run, *, inherited: bool) -> bool:
+        """One `advance`; True when it must be tried again."""
+        assert self._worker is not None, "start() comes first"
+        try:
+            await self._worker.advance(session_id, run.interrupted, inherited=inherited)
+        except (NotFound, StaleEpoch) as error:
+            log.info("session_left", session_id=session_id, reason=error.message)
+        except Unavailable as error:
+            log.warning("session_waits_for_store", session_id=session_id, reason=error.message)
+            await asyncio.sleep(self._retry_seconds)
+            return True
+        except Exception:  # the top of a worker's session: one that breaks must not take the others down
+            log.exception("session_broke", session_id=session_id)
+            await self._give_up(session_id)
+        return False
+
+    async def _give_up(self, session_id: str) -> None:
+        assert self._worker is not None, "start() comes first"
+        try:
+            await self._worker.give_up(session_id)
+        except CorralError as error:
+            log.warning("session_left_unfinished", session_id=session_id, reason=error.message)

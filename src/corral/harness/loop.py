@@ -23,7 +23,7 @@ from corral.harness.answer import commit_answer
 from corral.harness.asking import ask
 from corral.harness.calling import Caller
 from corral.harness.context import Context
-from corral.harness.failure import backoff_seconds, error_object
+from corral.harness.failure import abandon, backoff_seconds, error_object, unwrapped
 from corral.harness.parts import Parts
 from corral.harness.prompt import sandbox_tools
 from corral.interfaces import Claim, Decide, Decision, EventsQuery, LoggedEvent, Signal, Step
@@ -48,15 +48,21 @@ class Harness:
         epoch, context = self._contexts.pop(session_id, (0, Context()))
         if epoch + 1 != claim.epoch:
             context = Context()  # somebody else advanced it in between
-        async with anyio.create_task_group() as background:
-            running = _Turn(
-                self._parts, claim, context, interrupted=interrupted, background=background, inherited=inherited
-            )
-            await running.run()
-            background.cancel_scope.cancel()
+        with unwrapped():
+            async with anyio.create_task_group() as background:
+                running = _Turn(
+                    self._parts, claim, context, interrupted=interrupted, background=background, inherited=inherited
+                )
+                await running.run()
+                background.cancel_scope.cancel()
         self._contexts[session_id] = (claim.epoch, context)
         while len(self._contexts) > self._parts.settings.contexts_cached_max:
             del self._contexts[next(iter(self._contexts))]
+
+    async def give_up(self, session_id: str) -> None:
+        """End the session's turn after a failure that is a bug of ours, so that its client is not left waiting."""
+        claim = await self._parts.log.claim(session_id)
+        await self._parts.log.transact(session_id, abandon, epoch=claim.epoch)
 
 
 class _Turn:
@@ -85,6 +91,7 @@ class _Turn:
 
     async def run(self) -> None:
         """Commit, decide, act, until there is nothing to do."""
+        await self._read_log()
         step = await self.commit(lambda session, state, now: [])
         while not isinstance(step, turn.Rest):
             match step:
@@ -100,8 +107,7 @@ class _Turn:
     async def commit(self, happened: Happened) -> Step:
         """Append what has happened together with everything that follows from it by the rules alone."""
         async with self._committing:
-            # Cleared before the queue is read, so that an interrupt that comes later is not lost.
-            self._interrupted.clear()
+            self._interrupted.clear()  # before the queue is read, so that a later interrupt is not lost
             limits = turn.Limits(self._parts.settings.tool_rounds_max, await self._parts.spending_stopped())
 
             def decide(session: Session, state: SessionState, now: datetime) -> Decision:
@@ -117,16 +123,17 @@ class _Turn:
     async def _transact(self, decide: Decide) -> Step | None:
         committed = await self._parts.log.transact(self._session.id, decide, epoch=self._epoch)
         self._session, self._state = committed.session, committed.state
-        rows = [LoggedEvent(row.seq, row.event, row.private) for row in committed.rows if row.event]
-        if len(rows) == len(committed.rows) and (not rows or rows[0].seq == self._context.seq + 1):
+        rows = [
+            LoggedEvent(row.seq, row.event, row.private) for row in committed.rows if row.event and row.processed_at
+        ]
+        if rows and rows[0].seq == self._context.seq + 1:
             self._context.extend(rows)
-        else:
-            await self._read_log()
+        elif rows:
+            await self._read_log()  # the client has appended in between
         return committed.step
 
     async def _read_log(self) -> None:
-        """Catch up with what others appended, and with events that were taken off the queue."""
-        while True:
+        while self._context.seq < self._state.seq:
             query = EventsQuery(limit=PAGE_EVENTS, beyond=(False, self._context.seq), processed_only=True)
             page = await self._parts.log.events(self._session.id, query)
             self._context.extend(page)
@@ -159,20 +166,22 @@ class _Turn:
     async def _run_calls(self, calls: Sequence[PendingCall]) -> Step:
         """Run calls side by side; each result is committed as it comes."""
         limiter = anyio.CapacityLimiter(self._parts.settings.tool_calls_parallel_max)
+        steps: list[Step] = []
 
         async def one(call: PendingCall) -> None:
             async with limiter:
                 result = await self._result(call)
-                await self.commit(lambda session, state, now: [result] if state.call(call.id) else [])
+                steps.append(await self.commit(lambda session, state, now: [result] if state.call(call.id) else []))
 
-        async def all_of_them() -> None:
+        async def all_of_them() -> bool:
             async with anyio.create_task_group() as tasks:
                 for call in calls:
                     tasks.start_soon(one, call)
+            return True
 
-        await self._unless_interrupted(all_of_them)
+        done = await self._unless_interrupted(all_of_them)
         await self._caller.forget([call.id for call in calls])
-        return await self.commit(lambda session, state, now: [])
+        return steps[-1] if done else await self.commit(lambda session, state, now: [])
 
     async def _result(self, call: PendingCall) -> Append:
         if call.stage == "denied":

@@ -21,7 +21,7 @@ SANDBOX_NOTE = (
 
 def sandbox_tools(agent: SessionAgent, tools: Mapping[str, Tool]) -> list[str]:
     """Names of the built-in tools that this agent may call here, in a fixed order."""
-    resolved = ((name, resolve(agent.tools, name)) for name in sorted(tools))
+    resolved = ((name, resolve(agent.tools, name)) for name in tools)
     return [name for name, settings in resolved if settings is not None and settings.enabled]
 
 

@@ -1,0 +1,171 @@
+"""The composition root: the only file that names concrete backends.
+
+`open_corral` puts a whole server together from its settings and takes it apart again, in the order that lets nothing be
+lost: what accepts work stops first, what stores it last. A new backend is its own file and one line in a registry here.
+Nothing in this file decides anything about a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from starlette.types import ASGIApp
+
+from corral.api.dependencies import Services
+from corral.api.routes import create_app
+from corral.catalogue import load_catalogue
+from corral.config import ModelRoute, Settings
+from corral.engines.bus import LocalBus
+from corral.engines.local import LocalEngine
+from corral.errors import MachineUnfit
+from corral.harness.loop import Harness
+from corral.harness.parts import Parts
+from corral.interfaces import EventLog, Provider, Records, Sandboxes
+from corral.keys import KeyRing
+from corral.providers.anthropic import AnthropicProvider
+from corral.providers.routing import RoutedProvider, default_routes
+from corral.providers.scripted import ScriptedProvider
+from corral.sandboxes.bubblewrap import BubblewrapSandboxes
+from corral.sandboxes.process import ProcessSandboxes
+from corral.storage.sqlite import open_store
+from corral.tools import TOOLS
+
+STOP_GRACE_SECONDS = 5.0
+
+SANDBOXES: Mapping[str, Callable[[Settings], Sandboxes]] = {
+    "bubblewrap": lambda settings: BubblewrapSandboxes(settings.sandbox, settings.data_dir),
+    "process": lambda settings: ProcessSandboxes(settings.sandbox, settings.data_dir),
+}
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """The current moment in UTC."""
+        return datetime.now(UTC)
+
+
+class Corral(NamedTuple):
+    """A server that runs."""
+
+    app: ASGIApp
+    api_key: str
+    first_start: bool
+    """True when `api_key` was made just now."""
+    log: EventLog
+    bus: LocalBus
+    sandboxes: Sandboxes
+
+
+@asynccontextmanager
+async def open_corral(settings: Settings, *, provider: Provider | None = None) -> AsyncGenerator[Corral]:
+    """Put a server together, resume what the last one left unfinished, and take it apart at the end.
+
+    `provider` takes the place of the one that the settings name: for a program that brings its own models.
+    Raises `MachineUnfit` before anything is stored when this machine cannot run it.
+    """
+    clock = SystemClock()
+    sandboxes = make_sandboxes(settings)
+    await sandboxes.start()
+    catalogue = load_catalogue(settings.prices, settings.models)
+    provider = provider or make_provider(settings)
+    bus = LocalBus(
+        frames_max=settings.server.stream_buffer_frames_max, bytes_max=settings.server.stream_buffer_bytes_max
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(provider.close)
+        stack.push_async_callback(sandboxes.close)
+        store = await open_store(settings.database, bus=bus, clock=clock)
+        stack.push_async_callback(store.close)
+        keys = KeyRing(store.records, clock)
+        api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
+        engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max)
+        harness = Harness(
+            Parts(
+                log=store.log,
+                bus=bus,
+                provider=provider,
+                sandboxes=sandboxes,
+                tools=TOOLS,
+                price=catalogue.price,
+                spending_stopped=_spending_stopped(settings, store.log),
+                settings=settings.harness,
+            )
+        )
+        await engine.start(harness, await store.log.unfinished())
+        stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
+        services = Services(
+            log=store.log,
+            records=store.records,
+            bus=bus,
+            engine=engine,
+            clock=clock,
+            settings=settings.server,
+            authenticate=keys.authenticate,
+            models=catalogue,
+        )
+        yield Corral(create_app(services), api_key, first_start, store.log, bus, sandboxes)
+
+
+@asynccontextmanager
+async def open_records(settings: Settings) -> AsyncGenerator[Records]:
+    """The records alone, for commands that work beside a running server."""
+    bus = LocalBus(frames_max=1, bytes_max=1)
+    store = await open_store(settings.database, bus=bus, clock=SystemClock(), exclusive=False)
+    try:
+        yield store.records
+    finally:
+        await store.close()
+
+
+def make_sandboxes(settings: Settings) -> Sandboxes:
+    """The backend that the settings name. Raises `MachineUnfit` for one that is not built."""
+    factory = SANDBOXES.get(settings.sandbox.backend)
+    if factory is None:
+        raise MachineUnfit(
+            f"The `{settings.sandbox.backend}` sandbox is not part of this release. It has: {', '.join(SANDBOXES)}."
+        )
+    return factory(settings)
+
+
+def make_provider(settings: Settings) -> RoutedProvider:
+    """Providers behind the routes of `corral.toml`, or behind the default ones."""
+    secrets = settings.secrets
+    factories: dict[str, Callable[[], Provider]] = {
+        "anthropic": lambda: AnthropicProvider(
+            api_key=secrets.anthropic_api_key,
+            auth_token=secrets.anthropic_auth_token,
+            base_url=settings.anthropic_base_url,
+            idle_seconds=settings.harness.model_idle_seconds_max,
+        ),
+        "local": lambda: _local_provider(settings),
+        "scripted": ScriptedProvider,
+    }
+    return RoutedProvider(model_routes(settings), factories)
+
+
+def _local_provider(settings: Settings) -> Provider:
+    from corral.providers.local import LocalProvider
+
+    return LocalProvider(settings.local_model, cache_dir=settings.cache_dir)
+
+
+def model_routes(settings: Settings) -> tuple[ModelRoute, ...]:
+    """Which provider serves which model id, with nothing said: Anthropic if there is a key for it, else `local`."""
+    secrets = settings.secrets
+    has_anthropic = bool(secrets.anthropic_api_key or secrets.anthropic_auth_token or settings.anthropic_base_url)
+    scripted = ModelRoute(pattern="scripted*", provider="scripted")
+    return (*settings.models, scripted, *default_routes(anthropic=has_anthropic))
+
+
+def _spending_stopped(settings: Settings, log: EventLog) -> Callable[[], Awaitable[bool]]:
+    limit = settings.budget.organization_usd_max
+
+    async def stopped() -> bool:
+        return limit is not None and await log.spent_microdollars() >= limit * 1_000_000
+
+    return stopped

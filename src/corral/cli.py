@@ -1,0 +1,174 @@
+"""The command line: parses, then calls the rest. No decisions here.
+
+`corral serve` runs the server, `corral demo` shows it at work, `corral run` does one prompt, `corral doctor` explains
+the machine, `corral keys` manages API keys. An error of ours is one sentence on stderr and exit code 1; anything else
+is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import anyio
+import structlog
+import typer
+from rich.console import Console
+
+from corral import config
+from corral.errors import CorralError
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="corral",
+    help="Run managed agents on machines you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+DataDir = Annotated[Path | None, typer.Option(help="Where sessions, keys and the database live.", show_default=False)]
+Config = Annotated[Path | None, typer.Option(help="Settings file; default ./corral.toml.", show_default=False)]
+SandboxName = Annotated[
+    str | None, typer.Option("--sandbox", help="bubblewrap (default) or process (no isolation).", show_default=False)
+]
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default 127.0.0.1.", show_default=False)
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default 8700, 0 for any.", show_default=False)] = None,
+    data_dir: DataDir = None,
+    database: Annotated[str | None, typer.Option(help="sqlite:///path", show_default=False)] = None,
+    engine: Annotated[str | None, typer.Option(help="local", show_default=False)] = None,
+    sandbox: SandboxName = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file.", show_default=False)] = None,
+) -> None:
+    """Start the server."""
+    settings = config.load(
+        file=config_file,
+        overrides={
+            "server.host": host,
+            "server.port": port,
+            "data_dir": _text(data_dir),
+            "database": database,
+            "engine": engine,
+            "sandbox.backend": sandbox,
+        },
+    )
+    _run(lambda: _serve(settings))
+
+
+@app.command()
+def demo() -> None:
+    """Start a server on a free port, let an agent write a file, and check the file."""
+    from corral.demo import demo as show
+
+    raise typer.Exit(_run(lambda: show(config.load(), out)))
+
+
+@app.command()
+def run(
+    prompt: Annotated[str, typer.Argument(help="What the agent should do.")],
+    model: Annotated[str, typer.Option(help="Model id.")] = "claude-opus-4-8",
+    data_dir: DataDir = None,
+    sandbox: SandboxName = None,
+) -> None:
+    """Run one prompt, stream the answer, and list the files it left."""
+    from corral.prompt_run import run_prompt
+
+    settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
+    raise typer.Exit(_run(lambda: run_prompt(settings, prompt, model, out)))
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, sandbox: SandboxName = None) -> None:
+    """Explain this machine: what works, what does not and why."""
+    from corral.doctor import examine
+
+    settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
+    raise typer.Exit(_run(lambda: examine(settings, out)))
+
+
+@keys_app.command("create")
+def keys_create(
+    workspace: Annotated[str, typer.Option(help="Workspace that the key belongs to.")] = "wrkspc_default",
+    name: Annotated[str | None, typer.Option(help="A name for you to remember it by.", show_default=False)] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key; it is shown once."""
+    from corral.keys_commands import create
+
+    _run(lambda: create(config.load(overrides={"data_dir": _text(data_dir)}), workspace, name, out))
+
+
+@keys_app.command("list")
+def keys_list(data_dir: DataDir = None) -> None:
+    """List keys."""
+    from corral.keys_commands import show
+
+    _run(lambda: show(config.load(overrides={"data_dir": _text(data_dir)}), out))
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: Annotated[str, typer.Argument(help="apikey_…")], data_dir: DataDir = None) -> None:
+    """Refuse a key from now on. A running server notices within seconds."""
+    from corral.keys_commands import revoke
+
+    _run(lambda: revoke(config.load(overrides={"data_dir": _text(data_dir)}), key_id, out))
+
+
+async def _serve(settings: config.Settings) -> None:
+    from corral.app import open_corral
+    from corral.serving import base_url, bind, serve_until_signalled
+
+    with bind(settings.server.host, settings.server.port) as listener:
+        async with open_corral(settings) as corral:
+            out.print(f"Corral is listening on {base_url(listener)}")
+            if corral.first_start:
+                out.print(f"API key (kept in {settings.data_dir}/api_key): {corral.api_key}")
+            if settings.sandbox.backend == "process":
+                err.print("[yellow]The process sandbox has no isolation: agents can do whatever this user can.[/]")
+            sys.stdout.flush()
+            await serve_until_signalled(corral, listener)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _run(main: Callable[[], Awaitable[T]]) -> T:
+    return anyio.run(main, backend_options={"use_uvloop": True})
+
+
+def main() -> None:
+    """Entry point."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,  # without local variables: they may hold secrets
+            structlog.processors.LogfmtRenderer()
+            if not sys.stderr.isatty()
+            else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    try:
+        app()
+    except CorralError as error:
+        err.print(f"[red]corral:[/] {error.message}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

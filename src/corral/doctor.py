@@ -1,0 +1,118 @@
+"""`corral doctor`: what works on this machine, what does not and why; one line each.
+
+Exit code 1 when the configured server could not run a session here. It looks and tries (a sandbox is started and
+removed), and leaves nothing behind; it never prints a secret.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio.to_thread
+from rich.console import Console
+from rich.text import Text
+
+from corral.app import make_provider, make_sandboxes, model_routes
+from corral.config import Settings
+from corral.errors import MachineUnfit
+from corral.sandboxes.bubblewrap import BubblewrapSandboxes
+
+FREE_BYTES_MIN = 1 << 30
+
+
+class Finding(NamedTuple):
+    """One line."""
+
+    name: str
+    state: str
+    """`ok`, `note` (works, but worth knowing) or `bad` (a session could not run)."""
+    detail: str
+
+
+async def examine(settings: Settings, out: Console) -> int:
+    """Print all findings; 1 when one is bad."""
+    findings = [*_machine(settings), *await _sandbox(settings), *_models(settings), *_limits(settings)]
+    marks = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}
+    for finding in findings:
+        mark, style = marks[finding.state]
+        out.print(Text(mark, style=style), Text(f"{finding.name}: {finding.detail}"))
+    bad = sum(finding.state == "bad" for finding in findings)
+    out.print("\nA session can run here." if not bad else f"\nA session cannot run here: {bad} finding(s) marked BAD.")
+    return 1 if bad else 0
+
+
+def _machine(settings: Settings) -> Iterator[Finding]:
+    yield Finding(
+        "system", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores"
+    )
+    yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    existing = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    writable = os.access(existing, os.W_OK)
+    detail = f"{settings.data_dir}, {free / (1 << 30):.1f} GiB free"
+    if not writable:
+        yield Finding("data directory", "bad", f"{detail}; {existing} is not writable. Choose another with --data-dir.")
+    elif free < FREE_BYTES_MIN:
+        yield Finding("data directory", "bad", f"{detail}; at least 1 GiB is needed.")
+    else:
+        yield Finding("data directory", "ok", detail)
+    yield Finding("database", "ok", settings.database)
+    yield Finding("engine", "ok", settings.engine)
+
+
+async def _sandbox(settings: Settings) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        sandboxes = make_sandboxes(settings)
+        if isinstance(sandboxes, BubblewrapSandboxes):
+            facts = await anyio.to_thread.run_sync(sandboxes.explain)
+            findings += [Finding(fact.name, "ok" if fact.ok else "bad", fact.detail) for fact in facts]
+        await sandboxes.start()
+    except MachineUnfit as error:
+        return [*findings, Finding("sandbox", "bad", error.message)]
+    if settings.sandbox.backend == "process":
+        findings.append(Finding("sandbox", "note", "process: no isolation at all; agents can do what this user can"))
+    else:
+        findings.append(Finding("sandbox", "ok", f"{settings.sandbox.backend} starts"))
+    findings.append(Finding("sandbox network", "note", "none: the egress proxy is not part of this release"))
+    return findings
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    try:
+        make_provider(settings)
+    except MachineUnfit as error:
+        yield Finding("models", "bad", error.message)
+        return
+    routes = model_routes(settings)
+    for route in routes:
+        yield Finding("models", "ok", f"`{route.pattern}` → {route.provider}")
+    if any(route.provider == "local" for route in routes):
+        yield _local_model(settings)
+
+
+def _local_model(settings: Settings) -> Finding:
+    if importlib.util.find_spec("xllamacpp") is None:
+        return Finding(
+            "local model", "bad", "llama.cpp is not installed. `pip install 'corral[local]'`, or set ANTHROPIC_API_KEY."
+        )
+    if settings.local_model.file is not None and not Path(settings.local_model.file).is_file():
+        return Finding("local model", "bad", f"{settings.local_model.file} does not exist")
+    return Finding("local model", "ok", f"llama.cpp is installed; the model file is kept in {settings.cache_dir}")
+
+
+def _limits(settings: Settings) -> Iterator[Finding]:
+    box = settings.sandbox
+    yield Finding(
+        "limits of a sandbox",
+        "ok",
+        f"{box.processes_max} processes, {box.open_files_max} open files, {box.command_seconds:g} s a command"
+        " by default (rlimits; no cgroup is used in this release)",
+    )

@@ -1,0 +1,271 @@
+"""The store of tests and of nothing else: the same promises as `sqlite.py`, kept in memory and gone at the end.
+
+Everything runs on the event loop and nothing awaits between a decision and its effect, so a transaction is atomic by
+construction. Events are kept as their encoded bodies, so that reading back means the same as it does from disk.
+`before_write` is called once before every transaction that would write; a test that raises there has a process that
+died at its n-th write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+import anyio.lowlevel
+
+from corral.domain.session import Session, SessionState
+from corral.errors import Conflict, NotFound
+from corral.interfaces import (
+    Bus,
+    Claim,
+    Clock,
+    Committed,
+    Decide,
+    EventsQuery,
+    Frame,
+    LoggedEvent,
+    Record,
+    RecordsQuery,
+    SessionsQuery,
+    Snapshot,
+)
+from corral.storage.frames import EventRow, deleted_frame, logged
+from corral.storage.transaction import Outcome, admit, check_put, cost, fence, outcome_of, taken
+
+T = TypeVar("T")
+
+
+class EphemeralStore:
+    """Memory: `log` is the `EventLog`, `records` the `Records`."""
+
+    def __init__(self, bus: Bus, clock: Clock, *, before_write: Callable[[], None] | None = None) -> None:
+        write = before_write or _write_nothing
+        self.log = EphemeralLog(bus, clock, write)
+        self.records = EphemeralRecords(write)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _write_nothing() -> None:
+    """The usual `before_write`."""
+
+
+class _Held:
+    """A session and its rows."""
+
+    def __init__(self, session: Session, state: SessionState) -> None:
+        self.session = session
+        self.state = state
+        self.epoch = 0
+        self.rows: dict[int, EventRow] = {}
+
+
+class EphemeralLog:
+    """`EventLog` in memory."""
+
+    def __init__(self, bus: Bus, clock: Clock, before_write: Callable[[], None]) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._before_write = before_write
+        self._sessions: dict[str, _Held] = {}
+        self._spent_microdollars = 0
+
+    async def create(self, session: Session, state: SessionState, decide: Decide) -> Committed:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        if session.id in self._sessions:
+            raise Conflict(f"session {session.id} exists already")
+        held = _Held(session, state)
+        outcome = outcome_of(session, state, decide, self._clock.now(), lambda seq: held.rows[seq].body)
+        self._before_write()
+        self._sessions[session.id] = held
+        self._keep(held, outcome, cost(None, outcome.committed.state))
+        return outcome.committed
+
+    async def snapshot(self, session_id: str, workspace_id: str | None = None) -> Snapshot:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        held = self._get(session_id, workspace_id)
+        return Snapshot(held.session, held.state)
+
+    async def transact(
+        self, session_id: str, decide: Decide, *, workspace_id: str | None = None, epoch: int | None = None
+    ) -> Committed:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        held = self._get(session_id, workspace_id)
+        fence(session_id, epoch, held.epoch)
+        outcome = outcome_of(held.session, held.state, decide, self._clock.now(), lambda seq: held.rows[seq].body)
+        if outcome.rows or outcome.committed.session is not held.session:
+            self._before_write()
+        self._keep(held, outcome, cost(held.state, outcome.committed.state))
+        return outcome.committed
+
+    async def claim(self, session_id: str) -> Claim:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        held = self._get(session_id, None)
+        self._before_write()
+        held.epoch += 1
+        return Claim(held.epoch, held.session, held.state)
+
+    async def events(self, session_id: str, query: EventsQuery) -> list[LoggedEvent]:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        held = self._get(session_id, None)
+        rows = sorted(held.rows.values(), key=_place, reverse=query.order == "desc")
+        chosen = [row for row in rows if _is_beyond(row, query) and _is_asked_for(row, query)]
+        return [logged(row.seq, row.body, row.private) for row in chosen[: query.limit]]
+
+    async def sessions(self, query: SessionsQuery) -> list[Snapshot]:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        chosen = [held for held in self._sessions.values() if _is_listed(held, query)]
+        descending = (query.order == "desc") != query.backwards
+        chosen.sort(key=_birth, reverse=descending)
+        if query.beyond is not None:
+            beyond = query.beyond
+            chosen = [held for held in chosen if (_birth(held) < beyond if descending else _birth(held) > beyond)]
+        page = [Snapshot(held.session, held.state) for held in chosen[: query.limit]]
+        return page[::-1] if query.backwards else page
+
+    async def unfinished(self) -> list[str]:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        working = ("running", "rescheduling")
+        return sorted(session_id for session_id, held in self._sessions.items() if held.state.status in working)
+
+    async def spent_microdollars(self) -> int:
+        """See `EventLog`."""
+        return self._spent_microdollars
+
+    async def delete(self, session_id: str, workspace_id: str, allow: Callable[[Session, SessionState], None]) -> None:
+        """See `EventLog`."""
+        await anyio.lowlevel.checkpoint()
+        held = self._get(session_id, workspace_id)
+        allow(held.session, held.state)
+        self._before_write()
+        del self._sessions[session_id]
+        self._bus.publish([deleted_frame(session_id, self._clock.now())])
+
+    def _get(self, session_id: str, workspace_id: str | None) -> _Held:
+        held = self._sessions.get(session_id)
+        admit(held.session if held else None, session_id, workspace_id)
+        assert held is not None
+        return held
+
+    def _keep(self, held: _Held, outcome: Outcome, spent: int) -> None:
+        held.session, held.state = outcome.committed.session, outcome.committed.state
+        for seq in outcome.moved:
+            del held.rows[seq]
+        held.rows.update((row.seq, row) for row in outcome.rows)
+        self._spent_microdollars += spent
+        frames: Sequence[Frame] = outcome.frames
+        if frames:
+            self._bus.publish(frames)
+
+
+class EphemeralRecords:
+    """`Records` in memory."""
+
+    def __init__(self, before_write: Callable[[], None]) -> None:
+        self._before_write = before_write
+        self._records: dict[tuple[str, str], Record] = {}
+
+    async def put(self, *records: Record, expect: Mapping[str, int] | None = None) -> None:
+        """See `Records`."""
+        await anyio.lowlevel.checkpoint()
+        after = dict(self._records)
+        for record in records:
+            check_put(record, after.get((record.kind, record.id)), (expect or {}).get(record.id))
+        for record in records:
+            if any(_is_rival(record, other) for other in after.values()):
+                raise taken(record)
+            after[record.kind, record.id] = record
+        self._before_write()
+        self._records = after
+
+    async def get(self, kind: str, record_id: str, workspace_id: str | None) -> Record:
+        """See `Records`."""
+        await anyio.lowlevel.checkpoint()
+        record = self._records.get((kind, record_id))
+        if record is None or workspace_id not in (None, record.workspace_id):
+            raise NotFound(f"{kind} {record_id} not found")
+        return record
+
+    async def page(self, query: RecordsQuery) -> list[Record]:
+        """See `Records`."""
+        await anyio.lowlevel.checkpoint()
+        chosen = [record for record in self._records.values() if _is_wanted(record, query)]
+        chosen.sort(key=lambda record: (record.created_at, record.id), reverse=True)
+        return chosen[: query.limit]
+
+    async def delete(self, kind: str, record_id: str, workspace_id: str) -> None:
+        """See `Records`."""
+        await self.get(kind, record_id, workspace_id)
+        self._before_write()
+        del self._records[kind, record_id]
+
+
+def _place(row: EventRow) -> tuple[bool, int]:
+    """Where a row stands in a history: queued ones behind all others."""
+    return row.processed_at is None, row.seq
+
+
+def _is_beyond(row: EventRow, query: EventsQuery) -> bool:
+    if query.beyond is None:
+        return True
+    return _place(row) > query.beyond if query.order == "asc" else _place(row) < query.beyond
+
+
+def _is_asked_for(row: EventRow, query: EventsQuery) -> bool:
+    if query.types and row.type not in query.types:
+        return False
+    if row.processed_at is None:
+        return not query.processed_only and query.after is None and query.before is None
+    return _is_within(row.processed_at, query)
+
+
+def _birth(held: _Held) -> tuple[datetime, str]:
+    return held.session.created_at, held.session.id
+
+
+def _is_listed(held: _Held, query: SessionsQuery) -> bool:
+    session = held.session
+    return all(_session_checks(session, held.state, query)) and _is_within(session.created_at, query)
+
+
+def _session_checks(session: Session, state: SessionState, query: SessionsQuery) -> Iterator[bool]:
+    yield session.workspace_id == query.workspace_id
+    yield not query.statuses or state.status in query.statuses
+    yield query.agent_id in (None, session.agent.id)
+    yield query.agent_version in (None, session.agent.version)
+    yield query.deployment_id in (None, session.deployment_id)
+    yield query.include_archived or session.archived_at is None
+
+
+def _is_rival(record: Record, other: Record) -> bool:
+    """Whether the other has the unique key that this one wants."""
+    if record.unique_key is None or record.id == other.id:
+        return False
+    wanted = (record.kind, record.workspace_id, record.unique_key)
+    return wanted == (other.kind, other.workspace_id, other.unique_key)
+
+
+def _is_wanted(record: Record, query: RecordsQuery) -> bool:
+    if record.kind != query.kind or query.workspace_id not in (None, record.workspace_id):
+        return False
+    if query.parent_id not in (None, record.parent_id) or (record.archived_at and not query.include_archived):
+        return False
+    return _is_within(record.created_at, query) and (
+        query.beyond is None or (record.created_at, record.id) < query.beyond
+    )
+
+
+def _is_within(moment: datetime, query: EventsQuery | SessionsQuery | RecordsQuery) -> bool:
+    after, before = query.after, query.before
+    if after is not None and (moment < after or (moment == after and not query.after_inclusive)):
+        return False
+    return before is None or moment < before or (moment == before and query.before_inclusive)

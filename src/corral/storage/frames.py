@@ -1,0 +1,59 @@
+"""Rows and frames: the one encoding of an event, used for the table and for open streams alike.
+
+An event is encoded once, when its transaction runs: the bytes are its row's body, its frame's data and what a page
+of history is decoded from. Every backend uses this file; it does no I/O.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple, get_args
+
+import msgspec
+
+from corral.domain.event import AnyEvent, SessionDeleted
+from corral.domain.ids import new_id
+from corral.interfaces import Frame, LoggedEvent
+
+TYPES: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(AnyEvent)}
+"""The wire's name of each event class."""
+
+encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+
+
+class EventRow(NamedTuple):
+    """An event as it is stored."""
+
+    seq: int
+    id: str
+    type: str
+    processed_at: datetime | None
+    body: bytes
+    """The event on the wire: UNSET is left out, null stays."""
+    private: bytes | None
+
+
+def row_of(seq: int, event: AnyEvent, processed_at: datetime | None, private: bytes | None) -> EventRow:
+    """Encode an event that stands at `seq`."""
+    return EventRow(seq, event.id, TYPES[type(event)], processed_at, encode(event), private)
+
+
+def frame_of(session_id: str, row: EventRow) -> Frame:
+    """What open streams of the session get to see of a row."""
+    return Frame(session_id, row.type, row.body)
+
+
+def deleted_frame(session_id: str, now: datetime) -> Frame:
+    """The last frame of a session. It belongs to no row: the history is gone."""
+    return Frame(session_id, "session.deleted", encode(SessionDeleted(id=new_id("sevt"), processed_at=now)))
+
+
+def read_event(body: bytes) -> AnyEvent:
+    """A row's body as an event."""
+    return _decoder.decode(body)
+
+
+def logged(seq: int, body: bytes, private: bytes | None) -> LoggedEvent:
+    """A row read back."""
+    return LoggedEvent(seq, _decoder.decode(body), private)

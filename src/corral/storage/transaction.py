@@ -1,0 +1,104 @@
+"""What a transaction on a session means, whatever the backend: who may, what is decided, which rows follow.
+
+The functions here are pure. A backend hands in the session as it is now, and gets back what to write (`Outcome`); the
+rules of the log itself are `domain/lifecycle.py`. What a backend adds is that the writing happens wholly or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from corral.domain.lifecycle import Row, commit
+from corral.domain.session import Session, SessionState
+from corral.errors import Conflict, NotFound, StaleEpoch
+from corral.interfaces import Committed, Decide, Frame, Record
+from corral.storage.frames import EventRow, frame_of, read_event, row_of
+
+
+class Outcome(NamedTuple):
+    """What is to be written, and what the caller and the streams are told afterwards."""
+
+    committed: Committed
+    rows: tuple[EventRow, ...]
+    """New rows. No position is among them twice."""
+    moved: tuple[int, ...]
+    """Positions of stored rows that are gone: each stands in `rows` again, processed."""
+    frames: tuple[Frame, ...]
+
+
+def admit(session: Session | None, session_id: str, workspace_id: str | None) -> Session:
+    """The session, if it exists and the caller's workspace may see it. Raises `NotFound`."""
+    if session is None or workspace_id not in (None, session.workspace_id):
+        raise NotFound(f"session {session_id} not found")
+    return session
+
+
+def fence(session_id: str, held: int | None, current: int) -> None:
+    """Raises `StaleEpoch` when the caller held the session and has lost it."""
+    if held is not None and held != current:
+        raise StaleEpoch(f"epoch {held} of session {session_id} is over; it is in epoch {current}")
+
+
+def outcome_of(
+    session: Session, state: SessionState, decide: Decide, now: datetime, queued_body: Callable[[int], bytes]
+) -> Outcome:
+    """Run a decision function and work out its rows. `queued_body` reads the body of the row at a position."""
+    decision = decide(session, state, now)
+    if not decision.changes:
+        return Outcome(Committed(decision.session or session, state, (), decision.step), (), (), ())
+    committed = commit(state, decision.changes, now)
+    changed, rows, moved = _written(committed.rows, queued_body)
+    frames = tuple(frame_of(session.id, row) for row in rows)
+    if len(rows) > 1 and moved:
+        # An event may be accepted and taken up in the same transaction: then its first row is never stored.
+        fresh = {row.seq for row in rows} & moved
+        rows, moved = tuple(row for row in rows if row.seq not in fresh), moved - fresh
+    return Outcome(
+        Committed(decision.session or session, committed.state, changed, decision.step), rows, tuple(moved), frames
+    )
+
+
+def _written(
+    changed: Sequence[Row], queued_body: Callable[[int], bytes]
+) -> tuple[tuple[Row, ...], tuple[EventRow, ...], set[int]]:
+    """The rows with the events of moved ones filled in, the same encoded, and where moved ones stood."""
+    rows: list[EventRow] = []
+    told: list[Row] = []
+    moved: set[int] = set()
+    for row in changed:
+        seq, _, event, processed_at, private, moved_from = row
+        if event is None:
+            assert moved_from is not None, "only a moved row comes without its event"
+            body = next((each.body for each in rows if each.seq == moved_from), None)
+            event = msgspec.structs.replace(read_event(body or queued_body(moved_from)), processed_at=processed_at)
+            row = row._replace(event=event)
+            moved.add(moved_from)
+        told.append(row)
+        rows.append(row_of(seq, event, processed_at, private))
+    return tuple(told), tuple(rows), moved
+
+
+def cost(before: SessionState | None, after: SessionState) -> int:
+    """Micro-dollars by which a commit raised the organisation's spending. What was spent stays spent."""
+    known = after.totals.token_cost_microdollars
+    if known is None:
+        return 0
+    return known - ((before.totals.token_cost_microdollars or 0) if before else 0)
+
+
+def check_put(record: Record, stored: Record | None, expected: int | None) -> None:
+    """Raises `Conflict` if a record may not take the place of the stored one."""
+    revision = stored.revision if stored else 0
+    if expected is not None and expected != revision:
+        raise Conflict(f"{record.kind} {record.id} is at revision {revision}, not {expected}")
+    if stored is not None and stored.workspace_id != record.workspace_id:
+        raise Conflict(f"{record.kind} {record.id} belongs to another workspace")
+
+
+def taken(record: Record) -> Conflict:
+    """The error for a unique key that another record has."""
+    return Conflict(f"another {record.kind} is named {record.unique_key!r}")

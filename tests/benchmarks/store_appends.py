@@ -1,0 +1,245 @@
+"""Durable appends per second: the embedded store beside SQLite itself.
+
+Two arms write the same rows into the same schema on the same disk, from the same number of sessions, each of which
+waits for its append to be on disk before it sends the next. `store` is `EventLog.transact` with a small decision: it
+loads the session, decides, folds, encodes and publishes. `raw` is the least that could do the writing: a thread that
+takes what waits, two `executemany` of ready-made bytes, one commit. Their ratio is what Corral's rules cost; it travels
+between machines, the numbers of appends do not. The arms take turns: a disk's weather changes within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, TypeAlias
+
+from corral.domain import event as ev
+from corral.domain.agent import ModelConfig, SessionAgent
+from corral.domain.content import TextBlock
+from corral.domain.ids import new_id
+from corral.domain.lifecycle import Append
+from corral.domain.session import Session, SessionState
+from corral.interfaces import Decision, Frame, Subscription
+from corral.storage.frames import encode
+from corral.storage.sqlite import open_store
+from corral.storage.sqlite_file import open_shared
+from corral.storage.sqlite_rows import SEQ_BITS
+
+NAME = "durable appends"
+SESSIONS = (1, 200)
+ROUNDS = 4
+SECONDS = 1.0
+TEXT = "The build is green: 412 tests passed in 38 s, none were skipped and nothing was left running. " * 4
+
+Append_: TypeAlias = Callable[[int], Awaitable[object]]
+
+
+class Row(NamedTuple):
+    """One measurement."""
+
+    label: str
+    value: float
+    unit: str
+    note: str
+
+
+class _Clock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class _NoReaders:
+    """A bus that nobody listens to."""
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        pass
+
+    def subscribe(self, session_id: str, *, previews: Collection[str] = ()) -> Subscription:
+        raise NotImplementedError
+
+    def wants_previews(self, session_id: str) -> bool:
+        return False
+
+
+def run() -> list[Row]:
+    """Measure all arms, in turns."""
+    rates: dict[tuple[str, int], list[float]] = {}
+    latencies: dict[tuple[str, int], list[float]] = {}
+    fsyncs: list[float] = []
+    for _ in range(ROUNDS):
+        for sessions in SESSIONS:
+            for arm in (_store, _raw):
+                with tempfile.TemporaryDirectory() as directory:
+                    fsyncs.append(_fsync_seconds(Path(directory)))
+                    rate, latency = asyncio.run(arm(Path(directory) / "bench.db", sessions))
+                rates.setdefault((arm.__name__, sessions), []).append(rate)
+                latencies.setdefault((arm.__name__, sessions), []).append(latency)
+    return _rows(rates, latencies, fsyncs)
+
+
+def _rows(
+    rates: dict[tuple[str, int], list[float]], latencies: dict[tuple[str, int], list[float]], fsyncs: list[float]
+) -> list[Row]:
+    rows = [Row("fdatasync of 4 KiB", statistics.median(fsyncs) * 1000, "ms", "median, beside the arms")]
+    for sessions in SESSIONS:
+        who = "1 session" if sessions == 1 else f"{sessions} sessions"
+        store, raw = rates["_store", sessions], rates["_raw", sessions]
+        p50 = statistics.median(latencies["_store", sessions]) * 1000
+        rows += [
+            Row(f"store, {who}", statistics.median(store), "appends/s", f"p50 {p50:.1f} ms, {_range(store)}"),
+            Row(f"raw SQLite, {who}", statistics.median(raw), "appends/s", _range(raw)),
+            Row(
+                f"store beside raw, {who}",
+                100 * statistics.median(a / b for a, b in zip(store, raw, strict=True)),
+                "%",
+                "median of the rounds' ratios",
+            ),
+        ]
+    return rows
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):,.0f} to {max(values):,.0f}"
+
+
+def _fsync_seconds(directory: Path) -> float:
+    """What one small durable write costs just now."""
+    descriptor = os.open(directory / "probe", os.O_WRONLY | os.O_CREAT)
+    times: list[float] = []
+    for number in range(5):
+        start = time.perf_counter()
+        os.pwrite(descriptor, b"x" * 4096, number * 4096)
+        os.fdatasync(descriptor)
+        times.append(time.perf_counter() - start)
+    os.close(descriptor)
+    return statistics.median(times)
+
+
+async def _drive(append: Append_, sessions: int) -> tuple[float, float]:
+    """Appends per second, and the median time of one, with every session waiting for its own."""
+    latencies: list[float] = []
+    start = time.perf_counter()
+
+    async def one(number: int) -> None:
+        while (begun := time.perf_counter()) - start < SECONDS:
+            await append(number)
+            latencies.append(time.perf_counter() - begun)
+
+    await asyncio.gather(*(one(number) for number in range(sessions)))
+    return len(latencies) / (time.perf_counter() - start), statistics.median(latencies)
+
+
+# ----------------------------------------------------------------------------------------------------- the store
+
+
+def _message() -> ev.AgentMessage:
+    return ev.AgentMessage(id=new_id("sevt"), content=(TextBlock(text=TEXT),))
+
+
+def _say_something(session: Session, state: SessionState, now: datetime) -> Decision:
+    return Decision((Append(_message()),))
+
+
+def _session(number: int) -> Session:
+    now = datetime.now(UTC)
+    return Session(
+        id=f"sesn_{number:026}",
+        workspace_id="wrkspc_default",
+        agent=SessionAgent(id="agent_1", version=1, name="Bench", model=ModelConfig(id="some-model"), system=TEXT),
+        environment_id="env_1",
+        created_at=now,
+        updated_at=now,
+    )
+
+
+async def _store(path: Path, sessions: int) -> tuple[float, float]:
+    store = await open_store(path, _NoReaders(), _Clock())
+    created = [_session(number) for number in range(sessions)]
+    for session in created:
+        await store.log.create(session, SessionState(thread_id=new_id("sthr")), _say_something)
+    ids = [session.id for session in created]
+    result = await _drive(lambda number: store.log.transact(ids[number], _say_something), sessions)
+    await store.close()
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------- raw
+
+_Write: TypeAlias = tuple[int, "asyncio.Future[None]"]
+
+
+class _RawWriter:
+    """SQLite with group commit and nothing else."""
+
+    def __init__(self, path: Path, sessions: int) -> None:
+        self._connection = open_shared(path)
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._seqs = [0] * sessions
+        self._body = encode(_message())
+        self._state = encode(SessionState(thread_id=new_id("sthr"), seq=1, last_at=datetime.now(UTC)))
+        self._id = new_id("sevt")
+        self._os_thread = threading.Thread(target=self._work)
+        self._os_thread.start()
+
+    async def append(self, number: int) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put((number, future))
+        await future
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._os_thread.join()
+        self._connection.close()
+
+    def _work(self) -> None:
+        while (write := self._queue.get()) is not None:
+            writes = [write]
+            try:
+                while (more := self._queue.get_nowait()) is not None:
+                    writes.append(more)
+            except Empty:
+                pass
+            self._commit([number for number, _ in writes])
+            self._loop.call_soon_threadsafe(self._settle, [future for _, future in writes])
+
+    def _commit(self, numbers: Sequence[int]) -> None:
+        rows: list[tuple[int, str, str, int, bytes]] = []
+        for number in numbers:
+            self._seqs[number] += 1
+            position = (number + 1) << SEQ_BITS | self._seqs[number]
+            rows.append((position, self._id, "agent.message", time.time_ns() // 1000, self._body))
+        execute: Callable[..., sqlite3.Cursor] = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        self._connection.executemany(
+            "INSERT INTO events (position, id, type, processed_at, body) VALUES (?, ?, ?, ?, ?)", rows
+        )
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO session_states VALUES (?, ?)", [(number + 1, self._state) for number in numbers]
+        )
+        execute("COMMIT")
+
+    def _settle(self, futures: Sequence[asyncio.Future[None]]) -> None:
+        for future in futures:
+            future.set_result(None)
+
+
+async def _raw(path: Path, sessions: int) -> tuple[float, float]:
+    writer = _RawWriter(path, sessions)
+    result = await _drive(writer.append, sessions)
+    writer.close()
+    return result
+
+
+if __name__ == "__main__":
+    for row in run():
+        print(f"{row.label:32} {row.value:12,.1f} {row.unit:10} {row.note}")
