@@ -21,8 +21,8 @@ from corral.config import ModelRoute, Settings
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalEngine
 from corral.errors import MachineUnfit
-from corral.harness.loop import Harness
 from corral.harness.parts import Parts
+from corral.harness.worker import Harness
 from corral.interfaces import EventLog, Provider, Records, Sandboxes
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider

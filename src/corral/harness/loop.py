@@ -1,9 +1,9 @@
 """The loop: read, decide, act, append.
 
-`Harness.advance` takes a session over (a new epoch) and repeats one thing: commit what has happened, let
-`domain/turn.py` decide inside that transaction what comes next, and do it. One place appends (`_Turn.commit`), and
-nothing is done before the decision to do it is durable. So a process may die at any line: the next one claims the
-session, finds what is open in its state, and goes on. Nothing here decides, talks HTTP, or knows a backend.
+`Turn.run` repeats one thing: commit what has happened, let `domain/turn.py` decide inside that transaction what comes
+next, and do it. One place appends (`commit`), under the epoch of the claim, and nothing is done before the decision to
+do it is durable. So a process may die at any line: the next one claims the session (`worker.py`), finds what is open in
+its state, and goes on. Nothing here decides, talks HTTP, or knows a backend.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from corral.harness.answer import commit_answer
 from corral.harness.asking import ask
 from corral.harness.calling import Caller
 from corral.harness.context import Context
-from corral.harness.failure import abandon, backoff_seconds, error_object, unwrapped
+from corral.harness.failure import backoff_seconds, error_object
 from corral.harness.parts import Parts
 from corral.harness.prompt import sandbox_tools
 from corral.interfaces import Claim, Decide, Decision, EventsQuery, LoggedEvent, Signal, Step
@@ -34,39 +34,8 @@ Happened: TypeAlias = Callable[[Session, SessionState, datetime], Sequence[Chang
 """What has happened, as changes to the session as it is now."""
 
 
-class Harness:
-    """Advances sessions; at most one `advance` at a time for each."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._contexts: dict[str, tuple[int, Context]] = {}
-        """Of sessions that rest, with the epoch they were built under; oldest out first."""
-
-    async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
-        """Advance the session until it rests. See `interfaces.Advance`."""
-        claim = await self._parts.log.claim(session_id)
-        epoch, context = self._contexts.pop(session_id, (0, Context()))
-        if epoch + 1 != claim.epoch:
-            context = Context()  # somebody else advanced it in between
-        with unwrapped():
-            async with anyio.create_task_group() as background:
-                running = _Turn(
-                    self._parts, claim, context, interrupted=interrupted, background=background, inherited=inherited
-                )
-                await running.run()
-                background.cancel_scope.cancel()
-        self._contexts[session_id] = (claim.epoch, context)
-        while len(self._contexts) > self._parts.settings.contexts_cached_max:
-            del self._contexts[next(iter(self._contexts))]
-
-    async def give_up(self, session_id: str) -> None:
-        """End the session's turn after a failure that is a bug of ours, so that its client is not left waiting."""
-        claim = await self._parts.log.claim(session_id)
-        await self._parts.log.transact(session_id, abandon, epoch=claim.epoch)
-
-
-class _Turn:
-    """One `advance`: from taking a session over until it rests."""
+class Turn:
+    """One run of a session by one worker, until it rests."""
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""HTTP: thin. One file for each URL noun; all URLs in `routes.py`."""

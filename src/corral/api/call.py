@@ -1,0 +1,105 @@
+"""One request as a handler sees it: the seams, who calls, and what was sent, read strictly.
+
+A handler answers with a struct, which is sent as JSON, or with an ASGI app that sends for itself (streams, plain
+text). It raises errors of the tree in `errors.py` to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias, TypeVar
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive
+
+from corral.api import decoding
+from corral.api.dependencies import Services
+from corral.domain.api_key import ApiKey
+from corral.errors import TooLarge
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+Answer: TypeAlias = msgspec.Struct | ASGIApp
+
+
+class Disconnected(Exception):
+    """The client went away before it had sent its request."""
+
+
+class Call:
+    """A request."""
+
+    __slots__ = ("_query_string", "_receive", "headers", "key", "path", "request_id", "services")
+
+    def __init__(
+        self,
+        services: Services,
+        key: ApiKey,
+        *,
+        path: Mapping[str, str],
+        headers: Headers,
+        query_string: bytes,
+        receive: Receive,
+        request_id: str,
+    ) -> None:
+        self.services = services
+        self.key = key
+        self.path = path
+        """The parts of the path that the route names."""
+        self.headers = headers
+        self.request_id = request_id
+        self._query_string = query_string
+        self._receive = receive
+
+    @property
+    def workspace_id(self) -> str:
+        """The workspace that the caller sees."""
+        return self.key.workspace_id
+
+    def query(self, shape: type[T]) -> T:
+        """The query string. Raises `Invalid`."""
+        return decoding.query(self._query_string, shape)
+
+    async def body(self, shape: type[T]) -> T:
+        """The JSON body. Raises `Invalid`, or `TooLarge` as soon as that is known."""
+        return decoding.body(await self._read(), shape)
+
+    async def no_body(self) -> None:
+        """For a POST that carries nothing. Raises `Invalid` when it does."""
+        raw = await self._read()
+        if raw.strip():
+            decoding.body(raw, decoding.NoBody)
+
+    async def _read(self) -> bytes:
+        limit = self.services.settings.body_bytes_max
+        declared = self.headers.get("content-length", "")
+        if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
+            await self._refuse(int(declared), limit, more=True)
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            chunk, more = await self._chunk()
+            size += len(chunk)
+            if size > limit:
+                await self._refuse(size, limit, more=more)
+            chunks.append(chunk)
+            if not more:
+                return b"".join(chunks)
+
+    async def _chunk(self) -> tuple[bytes, bool]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        return message.get("body", b""), message.get("more_body", False)
+
+    async def _refuse(self, size: int, limit: int, *, more: bool) -> None:
+        """Take in and drop what is still coming, within reason: a client reads no answer before it has sent all."""
+        left = limit if size <= 2 * limit and "expect" not in self.headers else 0
+        while more and left > 0:
+            chunk, more = await self._chunk()
+            left -= len(chunk)
+        raise TooLarge(f"The request body is larger than the limit of {limit} bytes.")
+
+
+Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]

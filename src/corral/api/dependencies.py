@@ -1,0 +1,34 @@
+"""What the API works with: the seams, handed over by `app.py`.
+
+The API knows no backend. It appends to the log and wakes the engine; everything that happens then comes back through
+the log and the bus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from corral.config import ServerSettings
+from corral.domain.api_key import ApiKey
+from corral.domain.model import Catalogue
+from corral.interfaces import Bus, Clock, Engine, EventLog, Records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The seams and limits of one API."""
+
+    log: EventLog
+    records: Records
+    bus: Bus
+    engine: Engine
+    clock: Clock
+    settings: ServerSettings
+    models: Catalogue
+    authenticate: Callable[[str], Awaitable[ApiKey]]
+    """The key that a secret belongs to. Raises `Unauthenticated`."""
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    """Where `/metrics` reads; other parts may register theirs."""

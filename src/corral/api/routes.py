@@ -1,0 +1,95 @@
+"""All URLs of the API, in one table, and the app that serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
+
+from starlette.routing import Router
+from starlette.types import ASGIApp
+
+from corral.api import agents, environments, events, health, metrics, models, openapi, sessions, stream
+from corral.api.admission import Endpoint
+from corral.api.dependencies import Services
+from corral.api.middleware import Gateway
+from corral.api.pages import Page
+from corral.api.session_changes import SessionUpdate
+from corral.domain.agent import Agent, AgentCreate, AgentUpdate
+from corral.domain.environment import Environment, EnvironmentCreate, EnvironmentUpdate
+from corral.domain.event import AnyEvent
+from corral.domain.model import Model
+from corral.domain.session import SessionView
+
+Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[None]]
+"""What runs around the server, in Starlette's form."""
+
+AGENT = "/v1/agents/{agent_id}"
+ENVIRONMENT = "/v1/environments/{environment_id}"
+SESSION = "/v1/sessions/{session_id}"
+
+# fmt: off
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("POST", "/v1/agents", agents.create, "Create an agent",
+             rate="create", body=AgentCreate, answer=Agent),
+    Endpoint("GET", "/v1/agents", agents.list_, "List agents",
+             query=agents.ListQuery, answer=Page[Agent]),
+    Endpoint("GET", AGENT, agents.retrieve, "Retrieve an agent, or one version of it",
+             query=agents.RetrieveQuery, answer=Agent),
+    Endpoint("POST", AGENT, agents.update, "Update an agent",
+             rate="create", body=AgentUpdate, answer=Agent),
+    Endpoint("POST", f"{AGENT}/archive", agents.archive, "Archive an agent",
+             rate="create", answer=Agent),
+    Endpoint("GET", f"{AGENT}/versions", agents.list_versions, "List an agent's versions",
+             query=agents.VersionsQuery, answer=Page[Agent]),
+
+    Endpoint("POST", "/v1/environments", environments.create, "Create an environment",
+             rate="environment", body=EnvironmentCreate, answer=Environment),
+    Endpoint("GET", "/v1/environments", environments.list_, "List environments",
+             rate="environment", query=environments.ListQuery, answer=Page[Environment]),
+    Endpoint("GET", ENVIRONMENT, environments.retrieve, "Retrieve an environment",
+             rate="environment", answer=Environment),
+    Endpoint("POST", ENVIRONMENT, environments.update, "Update an environment",
+             rate="environment", body=EnvironmentUpdate, answer=Environment),
+    Endpoint("DELETE", ENVIRONMENT, environments.delete, "Delete an environment",
+             rate="environment", answer=environments.EnvironmentDeleted),
+    Endpoint("POST", f"{ENVIRONMENT}/archive", environments.archive, "Archive an environment",
+             rate="environment", answer=Environment),
+
+    Endpoint("POST", "/v1/sessions", sessions.create, "Create a session",
+             rate="create", body=sessions.SessionCreate, answer=SessionView),
+    Endpoint("GET", "/v1/sessions", sessions.list_, "List sessions",
+             query=sessions.ListQuery, answer=sessions.SessionsPage),
+    Endpoint("GET", SESSION, sessions.retrieve, "Retrieve a session",
+             answer=SessionView),
+    Endpoint("POST", SESSION, sessions.update, "Update a session",
+             rate="create", body=SessionUpdate, answer=SessionView),
+    Endpoint("DELETE", SESSION, sessions.delete, "Delete a session",
+             rate="create", answer=sessions.SessionDeleted),
+    Endpoint("POST", f"{SESSION}/archive", sessions.archive, "Archive a session",
+             rate="create", answer=SessionView),
+    Endpoint("GET", f"{SESSION}/events", events.list_, "List a session's events",
+             query=events.ListQuery, answer=Page[AnyEvent]),
+    Endpoint("POST", f"{SESSION}/events", events.send, "Send events to a session",
+             rate="create", body=events.EventsSend, answer=events.EventsSent),
+    Endpoint("GET", f"{SESSION}/events/stream", stream.stream, "Stream a session's events",
+             query=stream.StreamQuery, is_stream=True),
+
+    Endpoint("GET", "/v1/models", models.list_, "List models",
+             beta=None, query=models.ListQuery, answer=models.ModelsPage),
+    Endpoint("GET", "/v1/models/{model_id}", models.retrieve, "Retrieve a model",
+             beta=None, answer=Model),
+
+    Endpoint("GET", "/healthz", health.show, "Whether the server answers",
+             beta=None, answer=health.Health, is_open=True),
+    Endpoint("GET", "/metrics", metrics.show, "Metrics for Prometheus",
+             beta=None),
+)
+# fmt: on
+
+
+def create_app(services: Services, *, lifespan: Lifespan | None = None) -> ASGIApp:
+    """The API as an ASGI app. Starting and stopping the parts behind it is `lifespan`'s, or the caller's."""
+    endpoints = (*ENDPOINTS, openapi.endpoint(ENDPOINTS))
+    fallback = Router(lifespan=lifespan)
+    return Gateway(endpoints, services, metrics.Metrics(services.registry), fallback)

@@ -1,0 +1,54 @@
+"""The harness as an engine sees it: takes sessions over, one claim at a time, and cleans up after deleted ones.
+
+What a turn does is `loop.py`. Here is what stays between turns: the folded contexts of sessions that rest, so that the
+next turn costs the new events and not the history. They are a cache; the log can always replace them.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from corral.errors import NotFound
+from corral.harness.context import Context
+from corral.harness.failure import abandon, unwrapped
+from corral.harness.loop import Turn
+from corral.harness.parts import Parts
+from corral.interfaces import Claim, Signal
+
+
+class Harness:
+    """Advances sessions; at most one `advance` at a time for each."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._contexts: dict[str, tuple[int, Context]] = {}
+        """Of sessions that rest, with the epoch they were built under; oldest out first."""
+
+    async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
+        """Advance the session until it rests. See `interfaces.Worker`."""
+        claim = await self._claim(session_id)
+        epoch, context = self._contexts.pop(session_id, (0, Context()))
+        if epoch + 1 != claim.epoch:
+            context = Context()  # somebody else advanced it in between
+        with unwrapped():
+            async with anyio.create_task_group() as background:
+                running = Turn(
+                    self._parts, claim, context, interrupted=interrupted, background=background, inherited=inherited
+                )
+                await running.run()
+                background.cancel_scope.cancel()
+        self._contexts[session_id] = (claim.epoch, context)
+        while len(self._contexts) > self._parts.settings.contexts_cached_max:
+            del self._contexts[next(iter(self._contexts))]
+
+    async def _claim(self, session_id: str) -> Claim:
+        try:
+            return await self._parts.log.claim(session_id)
+        except NotFound:
+            await self._parts.sandboxes.destroy(session_id)  # deleted: nothing of it may stay behind
+            raise
+
+    async def give_up(self, session_id: str) -> None:
+        """End the session's turn after a failure that is a bug of ours, so that its client is not left waiting."""
+        claim = await self._parts.log.claim(session_id)
+        await self._parts.log.transact(session_id, abandon, epoch=claim.epoch)

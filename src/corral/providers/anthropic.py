@@ -1,0 +1,56 @@
+"""Anthropic's models, or any other server that speaks the Messages API at `base_url`.
+
+Only what is peculiar to this API is here; the conversation itself is `messages_wire.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+from corral.errors import MachineUnfit
+from corral.interfaces import ModelChunk, ModelRequest
+from corral.providers.messages_request import WireRequest, encode_request
+from corral.providers.messages_wire import MessagesClient
+
+BASE_URL = "https://api.anthropic.com"
+FAST_MODE_BETA = "fast-mode-2026-02-01"
+
+
+class AnthropicProvider:
+    """Asks a Messages API server. One instance serves any number of requests at once."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        auth_token: str | None = None,
+        base_url: str | None = None,
+        idle_seconds: float = 600.0,
+    ) -> None:
+        """Raises `MachineUnfit` when Anthropic itself is to be asked and there is no key."""
+        if not (api_key or auth_token or base_url):
+            raise MachineUnfit("There is no key for Anthropic. Set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL.")
+        self._client = MessagesClient(
+            base_url=base_url or BASE_URL, api_key=api_key, auth_token=auth_token, idle_seconds=idle_seconds
+        )
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[ModelChunk]:
+        """Ask the model; see `Provider.stream`."""
+        extras, headers = _options(request)
+        return self._client.stream(WireRequest(encode_request(request, extras=extras), headers))
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self._client.close()
+
+
+def _options(request: ModelRequest) -> tuple[Mapping[str, object], Mapping[str, str]]:
+    """Effort and speed. Sent only when they differ from the default: not every model knows them."""
+    extras: dict[str, object] = {}
+    headers: dict[str, str] = {}
+    if request.effort is not None:
+        extras["output_config"] = {"effort": request.effort}
+    if request.speed == "fast":
+        extras["speed"] = "fast"
+        headers["anthropic-beta"] = FAST_MODE_BETA
+    return extras, headers

@@ -1,0 +1,65 @@
+"""A `ModelRequest` as the body of a Messages API request.
+
+The same request always gives the same bytes, so that servers can cache prompts by prefix. What the API refuses is
+left out here: empty text, messages without content, thinking that carries no signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from corral.domain.content import PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock
+from corral.interfaces import ModelRequest, PromptMessage
+
+
+class WireRequest(NamedTuple):
+    """What to send: the body and the headers that belong to it."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+def encode_request(request: ModelRequest, *, extras: Mapping[str, object] | None = None) -> bytes:
+    """The JSON body. `extras` are further top-level fields that one kind of server understands."""
+    body: dict[str, object] = {
+        "model": request.model,
+        "max_tokens": request.output_tokens_max,
+        "stream": True,
+        "messages": [message for message in map(_message, request.messages) if message["content"]],
+        **(extras or {}),
+    }
+    if request.system.strip():
+        body["system"] = request.system
+    if request.tools:
+        body["tools"] = [msgspec.to_builtins(tool) for tool in request.tools]
+    return msgspec.json.encode(body)
+
+
+def _message(message: PromptMessage) -> dict[str, object]:
+    return {"role": message.role, "content": list(_blocks(message.content))}
+
+
+def _blocks(content: Iterable[PromptBlock]) -> Iterable[dict[str, object]]:
+    for block in content:
+        if isinstance(block, TextBlock) and not block.text.strip():
+            continue
+        if isinstance(block, ThinkingBlock) and not block.signature:
+            continue
+        yield _tool_result(block) if isinstance(block, ToolResultBlock) else _plain(block)
+
+
+def _tool_result(block: ToolResultBlock) -> dict[str, object]:
+    encoded: dict[str, object] = {"type": "tool_result", "tool_use_id": block.tool_use_id}
+    if content := list(_blocks(block.content)):
+        encoded["content"] = content
+    if block.is_error:
+        encoded["is_error"] = True
+    return encoded
+
+
+def _plain(block: PromptBlock) -> dict[str, object]:
+    encoded: dict[str, object] = msgspec.to_builtins(block)
+    return {name: value for name, value in encoded.items() if value is not None}

@@ -1,0 +1,172 @@
+"""Talking to any server that speaks the Messages API, through the official SDK.
+
+`anthropic.py` and `local.py` are built on it. The SDK brings transport, authentication and headers; body and answer
+are ours (`messages_request.py`, `messages_answer.py`), as are the errors (`messages_errors.py`). Nothing is retried
+here: the harness owns retries. The SDK takes two seconds to import, so that happens in a thread, on the first request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from corral.errors import ProviderError, ProviderUnreachable
+from corral.interfaces import ModelChunk
+from corral.providers.messages_answer import Answer
+from corral.providers.messages_errors import clean, http_error, stream_error
+from corral.providers.messages_request import WireRequest
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic, AsyncStream
+    from anthropic._streaming import ServerSentEvent
+
+CLOSE_SECONDS_MAX = 2.0
+BODY_BYTES_MAX = 64 * 1024
+"""How much is read of a body that should have been a stream, to say what it is."""
+
+
+class _EventType(msgspec.Struct, frozen=True):
+    type: str = ""
+
+
+class MessagesClient:
+    """A connection pool to one Messages API server."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str | None = None,
+        auth_token: str | None = None,
+        idle_seconds: float = 600.0,
+        connect_seconds: float = 10.0,
+        proxies: bool = True,
+    ) -> None:
+        self._base_url = base_url
+        self._api_key = api_key
+        self._auth_token = auth_token
+        self._idle_seconds = idle_seconds
+        self._connect_seconds = connect_seconds
+        self._proxies = proxies
+        self._client: AsyncAnthropic | None = None
+        self._secrets = [secret for secret in (api_key, auth_token) if secret and len(secret) >= 8]
+
+    async def stream(self, request: WireRequest) -> AsyncGenerator[ModelChunk]:
+        """Send the request; yield previews as they come and the whole answer last. Raises `ProviderError` only."""
+        answer = Answer()
+        async with self._exchange(request) as events:
+            async for event in events:
+                for chunk in self._read(answer, event):
+                    yield chunk
+                if answer.complete:
+                    break
+        if not answer.complete:
+            raise ProviderUnreachable("The model server ended its answer in the middle.")
+        yield answer.response()
+
+    async def close(self) -> None:
+        """Drop all connections. Idempotent."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    @asynccontextmanager
+    async def _exchange(self, request: WireRequest) -> AsyncGenerator[AsyncGenerator[ServerSentEvent]]:
+        """The server's events. Leaving closes the connection; what the SDK or the transport raise becomes ours."""
+        anthropic, transport = await anyio.to_thread.run_sync(_import_sdk)
+        try:
+            stream = await self._send(anthropic, request)
+            try:
+                await self._expect_events(stream)
+                events = cast("AsyncGenerator[ServerSentEvent]", stream.raw_events(stream.response))
+                async with aclosing(events):
+                    yield events
+            finally:
+                # A cancelled reader must still cut the connection, or the server goes on generating.
+                with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await stream.close()
+        except anthropic.APIStatusError as error:
+            raise http_error(error, self._secrets) from error
+        except (anthropic.AnthropicError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        except UnicodeDecodeError as error:
+            raise ProviderUnreachable("The model server's answer is not UTF-8.") from error
+
+    async def _send(self, anthropic: ModuleType, request: WireRequest) -> AsyncStream[object]:
+        if self._client is None:
+            self._client = self._connect(anthropic)
+        return await self._client.post(
+            "/v1/messages",
+            content=request.body,
+            cast_to=object,
+            options={"headers": {"content-type": "application/json", **request.headers}},
+            stream=True,
+            stream_cls=cast("type[AsyncStream[object]]", anthropic.AsyncStream[object]),
+        )
+
+    def _connect(self, anthropic: ModuleType) -> AsyncAnthropic:
+        timeout = anthropic.Timeout(self._idle_seconds, connect=self._connect_seconds)
+        return anthropic.AsyncAnthropic(
+            # The SDK would look for keys of its own in the environment and in the home directory.
+            api_key=self._api_key if self._api_key or self._auth_token else "none",
+            auth_token=self._auth_token,
+            base_url=self._base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=anthropic.DefaultAsyncHttpxClient(timeout=timeout, trust_env=self._proxies),
+        )
+
+    async def _expect_events(self, stream: AsyncStream[object]) -> None:
+        kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "text/event-stream":
+            return
+        body = b""
+        async for piece in stream.response.aiter_bytes():
+            body += piece
+            if len(body) >= BODY_BYTES_MAX:
+                break
+        raise self._wrong_body(kind, body)
+
+    def _wrong_body(self, kind: str, body: bytes) -> ProviderError:
+        try:
+            value = msgspec.json.decode(body)
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and "error" in value:
+            return stream_error(cast("dict[str, object]", value), self._secrets)
+        words = f"The model server answered with {kind or 'an unnamed type'} instead of an event stream."
+        return ProviderUnreachable(clean(words, self._secrets))
+
+    def _read(self, answer: Answer, event: ServerSentEvent) -> list[ModelChunk]:
+        try:
+            kind = event.event or msgspec.json.decode(event.data or "{}", type=_EventType).type
+            if kind == "error":
+                raise stream_error(_json_or_text(event.data), self._secrets)
+            return list(answer.read(kind, event.data))
+        except ValueError as error:
+            raise ProviderUnreachable(f"The model server's answer cannot be read: {error}") from error
+
+    def _unreachable(self, error: Exception) -> ProviderUnreachable:
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
+        return ProviderUnreachable(clean(f"The model server cannot be reached. {reason}{cause}", self._secrets))
+
+
+def _import_sdk() -> tuple[ModuleType, ModuleType]:
+    import anthropic
+    import httpx2
+
+    return anthropic, httpx2
+
+
+def _json_or_text(data: str) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except ValueError:
+        return {"error": data}

@@ -1,0 +1,332 @@
+"""The default backend: every session in Linux namespaces of its own, made by bubblewrap.
+
+Inside are the host's /usr read-only, a small /etc, private /workspace, /home/agent, /tmp and /mnt/session, and no
+network. What keeps the inside in: it never runs as a host uid that matters (root's sandboxes each get a host uid of
+their own; started by host root, bwrap is escapable through /proc/sys), it has no capabilities, cannot make user
+namespaces or gain privileges, and /proc/sys is read-only in any case. Seccomp, cgroups, overlay layers and a way
+out through a proxy are not here yet.
+
+A sandbox outlives the server: it has a session of its own and does not die with its parent. The daemon is process 1
+of its namespace, so when it ends, or is killed, the kernel ends everything else inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+
+from corral.config import SandboxSettings
+from corral.errors import MachineUnfit, SandboxUnavailable
+from corral.sandboxes import programs
+from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.local import Fact, Launched, LocalSandboxes
+
+ROOT_DIRECTORY = Path("/var/lib/corral")
+INSIDE_UID = 1000
+HOME = "/home/agent"
+ENVIRONMENT = {
+    "PATH": "/opt/corral/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": HOME,
+    "USER": "agent",
+    "SHELL": "/bin/bash",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+}
+ETC = {
+    "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:{INSIDE_UID}:{INSIDE_UID}:agent:{HOME}:/bin/bash\n",
+    "group": f"root:x:0:\nagent:x:{INSIDE_UID}:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+ETC_FROM_HOST = ("ld.so.cache", "alternatives", "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki")
+PROC_FILES_MASKED = (
+    "config.gz", "kallsyms", "kcore", "keys", "kmsg", "latency_stats", "sched_debug", "sysrq-trigger", "timer_list",
+)  # fmt: skip
+PROC_DIRECTORIES_MASKED = ("acpi", "asound", "bus", "firmware", "fs", "irq", "scsi")
+SHARED_MEMORY_BYTES_MAX = 64 * 1024 * 1024
+NPROC_PER_NAMESPACE_SINCE = (5, 14)
+SWITCHES = {
+    "kernel.unprivileged_userns_clone": "0",
+    "kernel.apparmor_restrict_unprivileged_userns": "1",
+    "user.max_user_namespaces": "0",
+}
+SWITCH_VALUES = {
+    "kernel.unprivileged_userns_clone": "1",
+    "kernel.apparmor_restrict_unprivileged_userns": "0",
+    "user.max_user_namespaces": "10000",
+}
+REMEDY = "`--sandbox process` works without it, but isolates nothing."
+
+
+class Programs(NamedTuple):
+    """What is bound into every sandbox, at paths that a sandbox's user can reach."""
+
+    bwrap: Path
+    daemon: Path
+    python: programs.Python
+    base: Path
+    """`etc/` and `bin/`, the latter at the head of PATH for commands that /usr may lack."""
+    rg: Path | None
+
+
+class BubblewrapSandboxes(LocalSandboxes):
+    """See the module."""
+
+    def __init__(self, settings: SandboxSettings, data_dir: Path) -> None:
+        super().__init__(settings, _root(settings, data_dir))
+        self._programs: Programs | None = None
+
+    def prepare(self) -> None:
+        """See `LocalSandboxes.prepare`."""
+        if not sys.platform.startswith("linux"):
+            raise MachineUnfit("bubblewrap needs Linux; use `--sandbox docker` here.")
+        try:
+            self._make_root()
+            self._programs = self._find_programs()
+        except OSError as error:
+            raise MachineUnfit(f"Programs for sandboxes cannot be put into {self._root}: {error}") from error
+        _probe(self._programs, self._settings)
+
+    def _make_root(self) -> None:
+        if os.geteuid() == 0 and not programs.reachable_directory(self._root):
+            advice = "name another with CORRAL_SANDBOX_DIR"
+            raise MachineUnfit(
+                f"Sandboxes of a root server run as other users, who cannot enter {self._root}; {advice}."
+            )
+        for place in (self._root, self._root / "sessions", self._root / "programs"):
+            place.mkdir(parents=True, exist_ok=True)
+            place.chmod(0o711 if os.geteuid() == 0 else 0o700)
+
+    def _find_programs(self) -> Programs:
+        bwrap, rg, python = programs.bubblewrap(), programs.ripgrep(), programs.base_python()
+        if os.geteuid() == 0:
+            if not programs.reachable_by_others(bwrap):
+                parts = programs.bubblewrap_parts(bwrap)
+                bwrap = programs.stage(self._root, "bubblewrap", parts) / next(p for p in parts if p.endswith("bwrap"))
+            if rg is not None and not programs.reachable_by_others(rg):
+                rg = programs.stage(self._root, "ripgrep", {"rg": rg}) / "rg"
+            if python.prefix is not None and not programs.reachable_by_others(python.prefix):
+                staged = programs.stage(self._root, "python", programs.python_parts(python.prefix))
+                python = python._replace(prefix=staged)
+        runs = Path(sys.executable) if python.prefix else Path(python.executable)
+        daemon = programs.stage_daemon(self._root, runs)
+        base = programs.stage(self._root, "base", _base_parts(python))
+        return Programs(bwrap, daemon, python, base, rg)
+
+    def launch(self, directory: SessionDirectory, listener: int) -> Launched:
+        """See `LocalSandboxes.launch`."""
+        assert self._programs is not None, "prepare() comes first"
+        command = self.daemon_command(
+            self._programs.python.executable,
+            "/opt/corral/lib",
+            listener=listener,
+            root="/workspace",
+            environment=ENVIRONMENT,
+            resources=_resources(self._settings),
+            names={},
+        )
+        news, news_inside = os.pipe()
+        argv = [*_arguments(self._programs, directory.files), "--info-fd", str(news_inside), "--", *command]
+        try:
+            with directory.log.open("wb") as log:
+                process = _start(argv, directory.owner(), log, (listener, news_inside))
+        finally:
+            os.close(news_inside)
+        with open(news, "rb") as file:
+            said = file.read()
+        # The daemon itself: bwrap stays outside, only to wait for it.
+        return Launched(process, msgspec.json.decode(said, type=_Info).pid if said else process.pid)
+
+    def explain(self) -> list[Fact]:
+        """See `LocalSandboxes.explain`."""
+        facts = [Fact("platform", sys.platform.startswith("linux"), " ".join(os.uname()[0:3:2]))]
+        try:
+            self.prepare()
+            found = self._programs or self._find_programs()
+        except MachineUnfit as error:
+            return [*facts, Fact("bubblewrap sandbox", False, error.message)]
+        rooted = f"host uids from {self._settings.uid_first}, one for each" if os.geteuid() == 0 else "your own user"
+        return [
+            *facts,
+            Fact("bubblewrap sandbox", True, f"a trial sandbox ran, as {rooted}"),
+            Fact("sandbox directory", True, str(self._root)),
+            Fact("sandbox python", True, "from /usr" if found.python.prefix is None else "Corral's own"),
+            Fact("ripgrep", found.rg is not None, "found" if found.rg else "missing: install the package `ripgrep`"),
+            Fact(
+                "sandbox limits", True, ", ".join(f"{k[7:].lower()} {v}" for k, v in _resources(self._settings).items())
+            ),
+        ]
+
+
+class _Info(msgspec.Struct):
+    pid: int = msgspec.field(name="child-pid")
+
+
+def _root(settings: SandboxSettings, data_dir: Path) -> Path:
+    if settings.directory is not None:
+        return Path(settings.directory).expanduser().absolute()
+    beside = data_dir.absolute() / "sandboxes"
+    if os.geteuid() != 0 or programs.reachable_directory(beside):
+        return beside
+    return ROOT_DIRECTORY / hashlib.sha256(os.fsencode(data_dir.absolute())).hexdigest()[:12]
+
+
+def _resources(settings: SandboxSettings) -> Mapping[str, int]:
+    """Limits that the daemon sets for itself and all it starts.
+
+    Memory is limited per process and as RLIMIT_DATA: node and Java reserve far more address space than they use, so
+    an RLIMIT_AS that means anything stops them from starting. Processes are counted per host uid; where that uid is
+    the user's own, only kernels that count in the sandbox's user namespace apart can limit them without limiting
+    the user too.
+    """
+    limits = {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NOFILE": settings.open_files_max,
+        "RLIMIT_DATA": settings.memory_bytes_max,
+    }
+    release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    if os.geteuid() == 0 or release >= NPROC_PER_NAMESPACE_SINCE:
+        limits["RLIMIT_NPROC"] = settings.processes_max
+    return limits
+
+
+def _base_parts(python: programs.Python) -> Mapping[str, str]:
+    # What is empty here is there only to be mounted over.
+    parts = {"bin/rg": "", **{f"etc/{name}": text for name, text in ETC.items()}}
+    parts |= {f"etc/{name}" + ("/.keep" if Path("/etc", name).is_dir() else ""): "" for name in _etc_from_host()}
+    if not python.base_has_python:
+        run = f'LD_LIBRARY_PATH={programs.BOUND_PREFIX}/lib exec {python.executable} "$@"'
+        parts["bin/python3"] = f"#!/bin/sh\n{run}\n"
+    return parts
+
+
+def _arguments(found: Programs, files: Path | None) -> list[str]:
+    """The bwrap command up to the program to run."""
+    return [
+        str(found.bwrap),
+        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID), "--hostname", "sandbox"),
+        *("--disable-userns", "--cap-drop", "ALL", "--new-session", "--as-pid-1"),
+        *_base(),
+        *_etc(found),
+        *_proc(),
+        *("--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY_BYTES_MAX), "--tmpfs", "/dev/shm"),
+        *("--remount-ro", "/dev"),
+        *_programs(found),
+        *_files(files),
+        *("--remount-ro", "/"),
+    ]
+
+
+def _base() -> Iterator[str]:
+    yield from ("--ro-bind", "/usr", "/usr")
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/", name)
+        if path.is_symlink():
+            yield from ("--symlink", os.readlink(path), str(path))
+        elif path.is_dir():
+            yield from ("--ro-bind", str(path), str(path))
+
+
+def _etc(found: Programs) -> Iterator[str]:
+    yield from ("--ro-bind", str(found.base / "etc"), "/etc")
+    for name in _etc_from_host():
+        if (found.base / "etc" / name).exists():
+            yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+
+
+def _etc_from_host() -> list[str]:
+    names = [*ETC_FROM_HOST, *(path.name for path in Path("/etc").glob("java-*"))]
+    return [name for name in names if Path("/etc", name).exists()]
+
+
+def _proc() -> Iterator[str]:
+    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
+    for name in PROC_FILES_MASKED:
+        if Path("/proc", name).exists():
+            yield from ("--ro-bind", "/dev/null", f"/proc/{name}")
+    for name in PROC_DIRECTORIES_MASKED:
+        if Path("/proc", name).exists():
+            yield from ("--tmpfs", f"/proc/{name}", "--remount-ro", f"/proc/{name}")
+
+
+def _programs(found: Programs) -> Iterator[str]:
+    yield from ("--ro-bind", str(found.daemon), "/opt/corral/lib")
+    yield from ("--ro-bind", str(found.base / "bin"), "/opt/corral/bin")
+    if found.rg is not None:
+        yield from ("--ro-bind", str(found.rg), "/opt/corral/bin/rg")
+    if found.python.prefix is not None:
+        yield from ("--ro-bind", str(found.python.prefix), programs.BOUND_PREFIX)
+
+
+def _files(files: Path | None) -> Iterator[str]:
+    """The session's own directories; a trial sandbox has none."""
+    if files is None:
+        yield from ("--dir", "/workspace", "--chdir", "/workspace")
+        return
+    inside = {"workspace": "/workspace", "home": HOME, "tmp": "/tmp", "outputs": "/mnt/session/outputs"}
+    for name, place in inside.items():
+        yield from ("--bind", str(files / name), place)
+    yield from ("--ro-bind", str(files / "uploads"), "/mnt/session/uploads", "--chdir", "/workspace")
+
+
+def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    """Run bwrap in a session of its own, with nothing of ours but what is named, and never as root."""
+    if uid == 0:
+        raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
+    # Setting a user needs root; without it we are that user already.
+    user = uid if os.geteuid() == 0 else None
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=ENVIRONMENT,
+        cwd="/",
+        pass_fds=inherited,
+        start_new_session=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else (),
+    )
+
+
+def _probe(found: Programs, settings: SandboxSettings) -> None:
+    """Run an empty sandbox; the only way to know that this machine lets us."""
+    check = f"import sys; sys.exit(sys.version_info < {programs.PYTHON_MIN})"
+    argv = [*_arguments(found, None), "--", found.python.executable, "-I", "-S", "-c", check]
+    uid = settings.uid_first if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryFile() as log:
+        try:
+            process = _start(argv, uid, log, ())
+        except (OSError, subprocess.SubprocessError) as error:
+            raise MachineUnfit(f"bubblewrap cannot be started as uid {uid}: {error}. {REMEDY}") from error
+        try:
+            code = process.wait(settings.start_seconds_max)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.wait()
+            raise MachineUnfit("A trial sandbox did not end in time.") from error
+        log.seek(0)
+        said = log.read(2_000).decode("utf-8", "replace").strip()
+    if code:
+        raise MachineUnfit(f"A trial sandbox failed ({said or f'exit code {code}'}). {_remedy(said)}")
+
+
+def _remedy(said: str) -> str:
+    """What to do about it, by what the kernel's switches say."""
+    for switch, bad in SWITCHES.items():
+        path = Path("/proc/sys", switch.replace(".", "/"))
+        if path.exists() and path.read_text(encoding="ascii").strip() == bad:
+            return f"Allow user namespaces with `sysctl {switch}={SWITCH_VALUES[switch]}`. {REMEDY}"
+    if "proc" in said:
+        return f"In a container, /proc must not be masked (`--security-opt systempaths=unconfined`). {REMEDY}"
+    return f"The machine must allow user namespaces to ordinary users. {REMEDY}"

@@ -1,0 +1,115 @@
+"""Starts, reaps and kills processes inside the sandbox.
+
+As process 1 of its namespace the daemon inherits every orphan and must reap those too, so all reaping is done here,
+by one thread, and nothing uses `subprocess`. What the processes are for is in `shell.py` and `files.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+class Child:
+    """A process of ours and, through `exited` becoming readable, the news that it ended."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.status: int | None = None
+        self.exited, self._notify = os.pipe()
+
+    def end(self, status: int) -> None:
+        """Called once, by the reaper."""
+        self.status = status
+        os.close(self._notify)
+
+    def close(self) -> None:
+        """Stop waiting for the news."""
+        os.close(self.exited)
+
+
+class Processes:
+    """The children of this process."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._children: dict[int, Child] = {}
+        self._lock = threading.Lock()
+        self._started = threading.Semaphore(0)
+        threading.Thread(target=self._reap, daemon=True).start()
+
+    def start(self, argv: list[str], descriptors: dict[int, int]) -> Child:
+        """Spawn `argv` in a process group of its own with `descriptors` as {number inside: ours}."""
+        actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
+        actions += [(os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_WRONLY, 0) for number in (1, 2)]
+        actions += [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items()]
+        with self._lock:
+            # The lock keeps the reaper from meeting a child that is not in the table yet.
+            pid = os.posix_spawn(
+                argv[0], argv, self._environment, file_actions=actions, setpgroup=0, setsigdef=IGNORED_BY_PYTHON
+            )
+            child = self._children[pid] = Child(pid)
+        self._started.release()
+        return child
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, 0)
+            except ChildProcessError:
+                # An orphan can only come from a child, so there is nothing to wait for until one is started.
+                self._started.acquire()
+                continue
+            with self._lock:
+                child = self._children.pop(pid, None)
+            if child is not None:
+                child.end(os.waitstatus_to_exitcode(status))
+
+    def kill(self, child: Child) -> None:
+        """Kill the child's process group and whatever else descends from it."""
+        others = _descendants_elsewhere(child.pid)
+        # The group first: a shell that saw its command die before itself would go on to the next one.
+        _kill(os.killpg, child.pid)
+        for pid in others:
+            _kill(os.kill, pid)
+
+    def kill_all(self) -> None:
+        """Kill every child as `kill` does."""
+        with self._lock:
+            children = list(self._children.values())
+        for child in children:
+            self.kill(child)
+
+
+def _kill(how: Callable[[int, int], None], pid: int) -> None:
+    try:
+        how(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _descendants_elsewhere(root: int) -> list[int]:
+    """Those that are not in the process group of `root`."""
+    children: dict[int, list[int]] = {}
+    groups: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent, group = map(int, file.read().rpartition(b")")[2].split()[1:3])
+            except (OSError, ValueError):
+                continue
+            children.setdefault(parent, []).append(int(name))
+            groups[int(name)] = group
+    found = list(children.get(root, ()))
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return [pid for pid in found if groups[pid] != root]

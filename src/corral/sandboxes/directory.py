@@ -1,0 +1,201 @@
+"""The place on disk of one session's sandbox, and the record of the instance that runs over it.
+
+    <root>/sessions/<session id>/
+        server/     only the server's: socket, record, log, lock; never visible inside
+        files/      the sandbox's own: workspace, outputs, uploads, home, tmp
+
+When the server is root, `files/` belongs to the host uid of this one sandbox, claimed as `<root>/uids/<uid>`, so no
+two sandboxes share a uid. Otherwise everything belongs to the server's user. Blocking; called from worker threads.
+How an instance is started is in `local.py` and the backends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from corral.errors import SandboxUnavailable
+
+SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+KEPT_FOLDERS = ("workspace", "outputs", "uploads", "home")
+KILL_SECONDS_MAX = 10.0
+LOCK_POLL_SECONDS = 0.01
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest instance: which process it is, beyond doubt, and how many came before it."""
+
+    pid: int
+    start_ticks: int
+    """Since boot. With `boot_id` it tells a process from a later one with the same pid."""
+    boot_id: str
+    predecessors: int
+
+
+class SessionDirectory:
+    """One session's directories."""
+
+    def __init__(self, root: Path, session_id: str) -> None:
+        if not SESSION_ID.fullmatch(session_id):
+            raise SandboxUnavailable(f"`{session_id}` cannot be the name of a session's directory.")
+        self._root = root
+        self.path = root / "sessions" / session_id
+        self.server = self.path / "server"
+        self.files = self.path / "files"
+        self.socket = self.server / "socket"
+        self.log = self.server / "log"
+        self._record = self.server / "instance.json"
+
+    def lock(self, seconds_max: float) -> int:
+        """Keep other servers on this directory from making an instance until the descriptor is closed."""
+        self.server.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.server / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + seconds_max
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    raise SandboxUnavailable("Another server is starting this sandbox and does not finish.") from None
+                time.sleep(LOCK_POLL_SECONDS)
+
+    def owner(self) -> int:
+        """The host uid that this sandbox runs as."""
+        return self.files.stat().st_uid
+
+    def make(self, *, uid_first: int, uid_count: int) -> None:
+        """Create what is missing and empty `tmp`. Files of earlier instances stay."""
+        self.server.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chmod(self.path, 0o711)
+        if not self.files.exists():
+            uid = self._claim_uid(uid_first, uid_count) if os.geteuid() == 0 else os.geteuid()
+            self._make_owned(self.files, uid)
+        remove_tree(self.files / "tmp")
+        for name in (*KEPT_FOLDERS, "tmp"):
+            if not (self.files / name).exists():
+                self._make_owned(self.files / name, self.owner(), 0o1777 if name == "tmp" else 0o700)
+
+    def _make_owned(self, path: Path, uid: int, mode: int = 0o700) -> None:
+        # Under another name first, so that a crash between the two steps leaves nothing with the wrong owner.
+        draft = path.with_name(f".{path.name}.draft")
+        remove_tree(draft)
+        draft.mkdir(mode=0o700)
+        draft.chmod(mode)
+        if os.geteuid() == 0:
+            os.chown(draft, uid, uid)
+        draft.rename(path)
+
+    def _claim_uid(self, first: int, count: int) -> int:
+        claims = self._root / "uids"
+        claims.mkdir(mode=0o700, exist_ok=True)
+        # Spread by path, so that several servers on one machine seldom use the same uids.
+        start = zlib.crc32(os.fsencode(self.path))
+        for offset in range(count):
+            uid = first + (start + offset) % count
+            try:
+                descriptor = os.open(claims / str(uid), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            except FileExistsError:
+                continue
+            os.close(descriptor)
+            return uid
+        raise SandboxUnavailable(f"All {count} host uids from {first} are in use; raise `sandbox.uid_count`.")
+
+    def record(self) -> Record | None:
+        """The newest instance that was started here, running or not."""
+        try:
+            return msgspec.json.decode(self._record.read_bytes(), type=Record)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except msgspec.DecodeError as error:
+            raise SandboxUnavailable("The record of the session's sandbox cannot be read.") from error
+
+    def put_record(self, pid: int) -> Record:
+        """Note that `pid` is the instance now."""
+        before = self.record()
+        ticks = start_ticks(pid)
+        if ticks is None:
+            raise SandboxUnavailable(f"The sandbox ended while it was starting. {self.log_text()}".strip())
+        predecessors = before.predecessors + 1 if before else 0
+        record = Record(pid=pid, start_ticks=ticks, boot_id=boot_id(), predecessors=predecessors)
+        draft = self._record.with_suffix(".draft")
+        draft.write_bytes(msgspec.json.encode(record))
+        draft.replace(self._record)
+        return record
+
+    def kill_instance(self) -> None:
+        """Kill exactly the recorded process, and wait until it is gone. A bubblewrap sandbox dies with it."""
+        record = self.record()
+        if record is None or record.boot_id != boot_id():
+            return
+        try:
+            process = os.pidfd_open(record.pid)
+        except ProcessLookupError:
+            return
+        try:
+            # Checked while the pidfd pins the process, so what is killed is what was checked.
+            if start_ticks(record.pid) == record.start_ticks:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                if not select.select([process], [], [], KILL_SECONDS_MAX)[0]:
+                    raise SandboxUnavailable("The session's earlier sandbox does not end.")
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(process)
+
+    def remove(self) -> None:
+        """Remove all of it and give the uid back."""
+        if not self.path.exists():
+            return
+        uid = self.owner() if self.files.exists() else None
+        remove_tree(self.path)
+        if uid is not None:
+            (self._root / "uids" / str(uid)).unlink(missing_ok=True)
+
+    def log_text(self) -> str:
+        """The last thing that was said while an instance started."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1][:500] if lines else ""
+
+
+def remove_tree(path: Path) -> None:
+    """Remove what a sandbox may have made, however deep, whatever its modes."""
+    if not os.path.lexists(path):
+        return
+    rm, chmod = shutil.which("rm") or "/bin/rm", shutil.which("chmod") or "/bin/chmod"
+    command = [rm, "-rf", "--one-file-system", "--", str(path)]
+    subprocess.run(command, check=False, capture_output=True)
+    if os.path.lexists(path):
+        # A directory without permissions cannot be emptied, except by root.
+        subprocess.run([chmod, "-R", "u+rwX", "--", str(path)], check=False, capture_output=True)
+        subprocess.run(command, check=False, capture_output=True)
+    if os.path.lexists(path):
+        raise SandboxUnavailable("Some files of the sandbox could not be removed.")
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def boot_id() -> str:
+    """Which boot of the machine this is."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,0 +1,244 @@
+"""Sandboxes that are processes on this machine: finds the one that runs, else starts one, and destroys them.
+
+The daemon listens on a socket that is bound here, in a directory that is not visible inside, so hostile code cannot
+put another in its place; the same socket is how a sandbox that outlived the server is found again. How the daemon is
+enclosed is the backend's part: `bubblewrap.py` and `process.py` say what to check and which command to run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from corral.config import SandboxSettings
+from corral.errors import MachineUnfit, SandboxUnavailable
+from corral.interfaces import Sandbox
+from corral.sandboxes.connection import Connection, greet, short_socket_path
+from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
+
+CONNECTIONS_WAITING_MAX = 8
+RUN_DAEMON = "import sys; sys.path.append(sys.argv.pop(1)); from corral.sandboxes.daemon.server import main; main()"
+DAEMON_SETTINGS = (
+    "command_seconds",
+    "command_seconds_max",
+    "output_bytes_max",
+    "text_file_bytes_max",
+    "image_base64_bytes_max",
+    "pdf_bytes_max",
+    "glob_results_max",
+    "remembered_calls_max",
+    "orphan_seconds_max",
+)
+
+
+class Fact(NamedTuple):
+    """One thing about this machine, for `corral doctor`."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Launched(NamedTuple):
+    """A daemon that was started."""
+
+    process: subprocess.Popen[bytes]
+    """Our child."""
+    pid: int
+    """The process whose death ends the sandbox; ours, or a child of it."""
+
+
+class _Child:
+    """A process of ours that is reaped as soon as it ends, so that none stays a zombie."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self._loop = asyncio.get_running_loop()
+        self._ended: int | None = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._ended, self.leave)
+
+    def leave(self) -> None:
+        """Reap it if it has ended, and watch it no longer."""
+        if self._ended is not None:
+            self._loop.remove_reader(self._ended)
+            os.close(self._ended)
+            self._ended = None
+        if self.process.poll() is None:
+            # It outlives us on purpose; this keeps Popen from complaining about that.
+            self.process.returncode = 0
+
+
+class LocalSandboxes(ABC):
+    """Implements `Sandboxes`, but for what a backend adds."""
+
+    def __init__(self, settings: SandboxSettings, root: Path) -> None:
+        self._settings, self._root = settings, root
+        self._connections: dict[str, Connection] = {}
+        self._children: dict[str, _Child] = {}
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._start_lock = anyio.Lock()
+        self._started = False
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Check the machine and put programs in place; raise `MachineUnfit`. Blocking."""
+
+    @abstractmethod
+    def launch(self, directory: SessionDirectory, listener: int) -> Launched:
+        """Start a daemon that outlives this process. `listener` is to be inherited. Blocking."""
+
+    @abstractmethod
+    def explain(self) -> list[Fact]:
+        """What `prepare` depends on, one by one. Blocking; never raises."""
+
+    async def start(self) -> None:
+        """See `Sandboxes.start`. Idempotent."""
+        async with self._start_lock:
+            if not self._started:
+                await anyio.to_thread.run_sync(self.prepare)
+                self._started = True
+
+    async def open(self, session_id: str) -> Sandbox:
+        """See `Sandboxes.open`. Cheap when the sandbox runs, so it may be called before every use."""
+        connection = self._running(session_id)
+        if connection is not None:
+            return connection
+        async with self._locks.setdefault(session_id, anyio.Lock()):
+            connection = self._running(session_id)
+            if connection is None:
+                # Not left half-way when the caller is cancelled; `start_seconds_max` bounds it.
+                with anyio.CancelScope(shield=True):
+                    connection = await self._open(SessionDirectory(self._root, session_id), session_id)
+            assert connection is not None, "a scope that is never cancelled swallows nothing"
+            return connection
+
+    def _running(self, session_id: str) -> Connection | None:
+        connection = self._connections.get(session_id)
+        return None if connection is None or connection.lost else connection
+
+    async def _open(self, directory: SessionDirectory, session_id: str) -> Connection:
+        try:
+            await self.start()
+            lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
+            try:
+                connection = await self._find(directory) or await self._launch(directory, session_id)
+                self._connections[session_id] = connection
+                return connection
+            finally:
+                os.close(lock)
+        except MachineUnfit as error:
+            raise SandboxUnavailable(error.message) from error
+        except OSError as error:
+            raise SandboxUnavailable(f"The sandbox could not be started: {error}") from error
+
+    async def _find(self, directory: SessionDirectory) -> Connection | None:
+        record = await anyio.to_thread.run_sync(directory.record)
+        if record is None:
+            return None
+        hello = await greet(directory.socket, self._settings)
+        if hello is not None:
+            return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
+        # It may hang rather than be gone; two over the same files must never be.
+        await anyio.to_thread.run_sync(directory.kill_instance)
+        return None
+
+    async def _launch(self, directory: SessionDirectory, session_id: str) -> Connection:
+        await self._reap(session_id)
+        launched = await anyio.to_thread.run_sync(self._launch_recorded, directory)
+        self._children[session_id] = _Child(launched.process)
+        record = await anyio.to_thread.run_sync(directory.record)
+        hello = await greet(directory.socket, self._settings)
+        if hello is None or record is None:
+            await anyio.to_thread.run_sync(directory.kill_instance)
+            await self._reap(session_id)
+            raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
+        return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
+
+    def _launch_recorded(self, directory: SessionDirectory) -> Launched:
+        directory.make(uid_first=self._settings.uid_first, uid_count=self._settings.uid_count)
+        listener = _listen(directory)
+        try:
+            launched = self.launch(directory, listener.fileno())
+        finally:
+            listener.close()
+        try:
+            directory.put_record(launched.pid)
+        except BaseException:
+            launched.process.kill()
+            launched.process.wait()
+            raise
+        return launched
+
+    async def _reap(self, session_id: str) -> None:
+        child = self._children.pop(session_id, None)
+        if child is not None:
+            try:
+                await anyio.to_thread.run_sync(child.process.wait, KILL_SECONDS_MAX)
+            except subprocess.TimeoutExpired as error:
+                raise SandboxUnavailable("The session's earlier sandbox does not end.") from error
+            finally:
+                child.leave()
+
+    async def destroy(self, session_id: str) -> None:
+        """See `Sandboxes.destroy`."""
+        directory = SessionDirectory(self._root, session_id)
+        async with self._locks.setdefault(session_id, anyio.Lock()):
+            with anyio.CancelScope(shield=True):
+                connection = self._connections.pop(session_id, None)
+                if connection is not None:
+                    await connection.end()
+                    await connection.close()
+                await anyio.to_thread.run_sync(directory.kill_instance)
+                await self._reap(session_id)
+                await anyio.to_thread.run_sync(directory.remove)
+
+    async def close(self) -> None:
+        """See `Sandboxes.close`."""
+        for connection in list(self._connections.values()):
+            await connection.close()
+        self._connections.clear()
+        for child in self._children.values():
+            child.leave()
+        self._children.clear()
+
+    def daemon_command(
+        self,
+        python: str,
+        source: str,
+        *,
+        listener: int,
+        root: str,
+        environment: Mapping[str, str],
+        resources: Mapping[str, int],
+        names: Mapping[str, str],
+    ) -> list[str]:
+        """The command that runs the daemon, with paths as they are where it runs."""
+        values = {name: getattr(self._settings, name) for name in DAEMON_SETTINGS}
+        values |= {"listener": listener, "root": root, "environment": environment, "resources": resources}
+        values |= {"names": names, "frame_bytes_max": self._settings.reply_bytes_max}
+        return [python, "-I", "-S", "-c", RUN_DAEMON, source, msgspec.json.encode(values).decode()]
+
+
+def _listen(directory: SessionDirectory) -> socket.socket:
+    directory.socket.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_socket_path(directory.socket) as short:
+            listener.bind(short)
+        directory.socket.chmod(0o600)
+        listener.listen(CONNECTIONS_WAITING_MAX)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,100 @@
+"""The backend without isolation: the daemon as a plain process of the server's user.
+
+It exists for machines where nothing else works and for debugging, and must be asked for by name: commands can do
+whatever the server's user can. Files still have a directory for each session, and the file tools know it as
+/workspace, but a shell sees the real paths, and processes that leave their process group outlive `destroy`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from corral.config import SandboxSettings
+from corral.errors import MachineUnfit
+from corral.sandboxes import programs
+from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.local import Fact, Launched, LocalSandboxes
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NAMES = {
+    "/workspace": "workspace",
+    "/home/agent": "home",
+    "/mnt/session/outputs": "outputs",
+    "/mnt/session/uploads": "uploads",
+}
+
+
+class ProcessSandboxes(LocalSandboxes):
+    """See the module."""
+
+    def __init__(self, settings: SandboxSettings, data_dir: Path) -> None:
+        directory = settings.directory and Path(settings.directory).expanduser().absolute()
+        super().__init__(settings, directory or data_dir.absolute() / "sandboxes")
+        self._daemon: Path | None = None
+
+    def prepare(self) -> None:
+        """See `LocalSandboxes.prepare`."""
+        if not sys.platform.startswith("linux") or not Path("/bin/bash").exists():
+            raise MachineUnfit("`--sandbox process` needs Linux and /bin/bash.")
+        try:
+            for place in (self._root, self._root / "sessions", self._bin()):
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._daemon = programs.stage_daemon(self._root, Path(sys.executable))
+            rg = programs.ripgrep()
+            if rg is not None and not os.path.lexists(self._bin() / "rg"):
+                (self._bin() / "rg").symlink_to(rg)
+        except OSError as error:
+            raise MachineUnfit(f"Sandboxes cannot be kept in {self._root}: {error}") from error
+
+    def _bin(self) -> Path:
+        return self._root / "programs" / "bin"
+
+    def launch(self, directory: SessionDirectory, listener: int) -> Launched:
+        """See `LocalSandboxes.launch`."""
+        assert self._daemon is not None, "prepare() comes first"
+        workspace = str(directory.files / "workspace")
+        environment = self._environment(directory)
+        command = self.daemon_command(
+            sys.executable,
+            str(self._daemon),
+            listener=listener,
+            root=workspace,
+            environment=environment,
+            resources={"RLIMIT_CORE": 0},
+            names={shown: str(directory.files / name) for shown, name in NAMES.items()},
+        )
+        with directory.log.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=workspace,
+                pass_fds=(listener,),
+                start_new_session=True,
+            )
+        return Launched(process, process.pid)
+
+    def _environment(self, directory: SessionDirectory) -> Mapping[str, str]:
+        """Nothing of the server's environment, which holds its keys."""
+        return {
+            "PATH": f"{self._bin()}:{SYSTEM_PATH}",
+            "HOME": str(directory.files / "home"),
+            "TMPDIR": str(directory.files / "tmp"),
+            "SHELL": "/bin/bash",
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+        }
+
+    def explain(self) -> list[Fact]:
+        """See `LocalSandboxes.explain`."""
+        try:
+            self.prepare()
+        except MachineUnfit as error:
+            return [Fact("process sandbox", False, error.message)]
+        return [Fact("process sandbox", True, "runs, without any isolation: commands can do all that this user can")]

@@ -1,0 +1,75 @@
+"""Fixtures for the contract suites: every sandbox backend that can run here, over a directory of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from corral.config import SandboxSettings
+from corral.errors import MachineUnfit
+from corral.sandboxes.bubblewrap import BubblewrapSandboxes
+from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.local import LocalSandboxes
+from corral.sandboxes.process import ProcessSandboxes
+
+BACKENDS = {"bubblewrap": BubblewrapSandboxes, "process": ProcessSandboxes}
+SETTINGS = SandboxSettings(
+    output_bytes_max=4_096,
+    text_file_bytes_max=8_192,
+    image_base64_bytes_max=4_096,
+    pdf_bytes_max=8_192,
+    glob_results_max=5,
+    remembered_calls_max=8,
+)
+"""Limits low enough to reach."""
+
+
+class Machine(NamedTuple):
+    """A backend and a directory, which several servers may use one after another."""
+
+    backend: str
+    root: Path
+
+    def server(self, settings: SandboxSettings = SETTINGS) -> LocalSandboxes:
+        """What one server process would have."""
+        return BACKENDS[self.backend](settings, self.root)
+
+    def directory(self, session_id: str) -> SessionDirectory:
+        """Where the backend keeps this session."""
+        return SessionDirectory(self.root / "sandboxes", session_id)
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A directory that a sandbox's own user can get to, which pytest's are not."""
+    path = Path(tempfile.mkdtemp(prefix="corral-test-"))
+    path.chmod(0o755)
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture(params=list(BACKENDS))
+async def machine(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Machine]:
+    """Each backend in turn; whatever a test leaves running is destroyed."""
+    machine = Machine(str(request.param), root)
+    server = machine.server()
+    try:
+        await server.start()
+    except MachineUnfit as error:
+        pytest.skip(error.message)
+    yield machine
+    for place in (root / "sandboxes" / "sessions").glob("*"):
+        await server.destroy(place.name)
+    await server.close()
+
+
+@pytest.fixture
+async def server(machine: Machine) -> AsyncIterator[LocalSandboxes]:
+    """One server."""
+    server = machine.server()
+    yield server
+    await server.close()
