@@ -226,6 +226,11 @@ Decide: TypeAlias = Callable[[Session, SessionState, datetime], Decision]
 """A pure function of the session as it is now. It may be run more than once; it raises to refuse."""
 
 
+def nothing(session: Session, state: SessionState, now: datetime) -> Decision:
+    """The decision to change nothing."""
+    return Decision(())
+
+
 class Committed(NamedTuple):
     """What a transaction did."""
 
@@ -246,8 +251,12 @@ class Claim(NamedTuple):
     """The right to advance a session, until somebody claims it again."""
 
     epoch: int
-    session: Session
-    state: SessionState
+    committed: Committed
+
+    @property
+    def state(self) -> SessionState:
+        """The session's state when it was claimed."""
+        return self.committed.state
 
 
 class LoggedEvent(NamedTuple):
@@ -319,8 +328,11 @@ class EventLog(Protocol):
         `decide` raises, after which nothing is changed."""
         ...
 
-    async def claim(self, session_id: str) -> Claim:
-        """Take over the session: from now on appends with an older epoch are refused. Raises `NotFound`."""
+    async def claim(self, session_id: str, decide: Decide = nothing) -> Claim:
+        """Take over the session, and commit a first decision in the same transaction.
+
+        From now on appends with an older epoch are refused. Raises `NotFound`.
+        """
         ...
 
     async def events(self, session_id: str, query: EventsQuery) -> list[LoggedEvent]:

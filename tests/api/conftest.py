@@ -21,6 +21,7 @@ def hosts() -> Iterator[list[Host]]:
     yield made
     for host in made:
         host.stop()
+    structlog.reset_defaults()
 
 
 @pytest.fixture

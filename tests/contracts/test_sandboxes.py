@@ -494,7 +494,7 @@ async def test_a_sandbox_that_no_server_talks_to_ends_by_itself(machine: Machine
 async def test_destroy_leaves_nothing(machine: Machine, server: LocalSandboxes, hands: Hands) -> None:
     directory = machine.directory(SESSION)
     marker = f"1000.{secrets.randbelow(10**9)}"
-    await hands.bash(f"sleep {marker} & mkdir -p shut/in; chmod 0 shut; touch $'odd\\377'")
+    await hands.bash(f"sleep {marker} & mkdir -p shut/in; chmod 0 shut; touch $'odd\\377'; setsid sleep {marker} &")
     await hands.bash("for i in $(seq 300); do mkdir deeper && cd deeper; done")
     record = directory.record()
     assert record is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias, TypeVar
 
+import anyio
 import msgspec
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive
@@ -16,9 +17,11 @@ from starlette.types import ASGIApp, Receive
 from corral.api import decoding
 from corral.api.dependencies import Services
 from corral.domain.api_key import ApiKey
-from corral.errors import TooLarge
+from corral.errors import Invalid, TooLarge
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+BODY_SECONDS_MAX = 300
 
 Answer: TypeAlias = msgspec.Struct | ASGIApp
 
@@ -63,13 +66,18 @@ class Call:
 
     async def body(self, shape: type[T]) -> T:
         """The JSON body. Raises `Invalid`, or `TooLarge` as soon as that is known."""
-        return decoding.body(await self._read(), shape)
+        return decoding.body(await self._in_time(), shape)
 
     async def no_body(self) -> None:
         """For a POST that carries nothing. Raises `Invalid` when it does."""
-        raw = await self._read()
+        raw = await self._in_time()
         if raw.strip():
             decoding.body(raw, decoding.NoBody)
+
+    async def _in_time(self) -> bytes:
+        with anyio.move_on_after(BODY_SECONDS_MAX):
+            return await self._read()
+        raise Invalid(f"body: took longer than {BODY_SECONDS_MAX} seconds to arrive")
 
     async def _read(self) -> bytes:
         limit = self.services.settings.body_bytes_max

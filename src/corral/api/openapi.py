@@ -53,10 +53,11 @@ def _document(endpoints: Sequence[Endpoint]) -> Json:
 
 
 def _operation(endpoint: Endpoint, schema_of: dict[type, Json], components: dict[str, Json]) -> Json:
-    media = "text/event-stream" if endpoint.is_stream else "application/json"
     answer: Json = {"description": "Done"}
-    if endpoint.answer is not None:
-        answer["content"] = {media: {"schema": schema_of[endpoint.answer]}}
+    if endpoint.is_stream:
+        answer["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    elif endpoint.answer is not None:
+        answer["content"] = {"application/json": {"schema": schema_of[endpoint.answer]}}
     failure: Json = {
         "description": "Refused or failed",
         "content": {"application/json": {"schema": schema_of[ErrorEnvelope]}},

@@ -48,11 +48,12 @@ class Turn:
         inherited: bool,
     ) -> None:
         self._parts = parts
-        self._epoch, self._session, self._state = claim
+        self._epoch, first = claim
+        self._session, self._state, self._first_step = first.session, first.state, first.step
         self._context = context
         self._interrupted = interrupted
         self._background = background
-        self._caller = Caller(parts, claim.session.id)
+        self._caller = Caller(parts, self._session.id)
         self._warmed = False
         self._inherited = {call.id for call in claim.state.pending} if inherited else set[str]()
         self._retry_after_seconds: float | None = None
@@ -61,7 +62,7 @@ class Turn:
     async def run(self) -> None:
         """Commit, decide, act, until there is nothing to do."""
         await self._read_log()
-        step = await self.commit(lambda session, state, now: [])
+        step = _given(self._first_step)
         while not isinstance(step, turn.Rest):
             match step:
                 case turn.AskModel(request_id):
@@ -77,17 +78,11 @@ class Turn:
         """Append what has happened together with everything that follows from it by the rules alone."""
         async with self._committing:
             self._interrupted.clear()  # before the queue is read, so that a later interrupt is not lost
-            limits = turn.Limits(self._parts.settings.tool_rounds_max, await self._parts.spending_stopped())
-
-            def decide(session: Session, state: SessionState, now: datetime) -> Decision:
-                decision = turn.proceed(session, state, happened(session, state, now), limits, now)
-                return Decision(decision.changes, step=decision.step)
-
+            decide = await following(self._parts, happened)
             step: Step | None = None
             with anyio.CancelScope(shield=True):  # an interrupt must not leave us unsure what was committed
                 step = await self._transact(decide)
-            assert step is not None, "`decide` always gives a step"
-            return step
+            return _given(step)
 
     async def _transact(self, decide: Decide) -> Step | None:
         committed = await self._parts.log.transact(self._session.id, decide, epoch=self._epoch)
@@ -116,7 +111,7 @@ class Turn:
         answer = await self._unless_interrupted(lambda: ask(self._parts, self._session, self._state, self._context))
         match answer:
             case None:
-                return await self.commit(lambda session, state, now: [])
+                return await self.commit(unchanged)
             case ProviderError():
                 failure = answer
                 self._retry_after_seconds = failure.retry_after_seconds
@@ -150,7 +145,7 @@ class Turn:
 
         done = await self._unless_interrupted(all_of_them)
         await self._caller.forget([call.id for call in calls])
-        return steps[-1] if done else await self.commit(lambda session, state, now: [])
+        return steps[-1] if done else await self.commit(unchanged)
 
     async def _result(self, call: PendingCall) -> Append:
         if call.stage == "denied":
@@ -176,3 +171,24 @@ class Turn:
             result = await action()
             tasks.cancel_scope.cancel()
         return result
+
+
+async def following(parts: Parts, happened: Happened) -> Decide:
+    """The decision that appends what has happened and goes on as far as the rules alone can."""
+    limits = turn.Limits(parts.settings.tool_rounds_max, await parts.spending_stopped())
+
+    def decide(session: Session, state: SessionState, now: datetime) -> Decision:
+        decision = turn.proceed(session, state, happened(session, state, now), limits, now)
+        return Decision(decision.changes, step=decision.step)
+
+    return decide
+
+
+def unchanged(session: Session, state: SessionState, now: datetime) -> Sequence[Change]:
+    """Nothing has happened."""
+    return ()
+
+
+def _given(step: Step | None) -> Step:
+    assert step is not None, "`following` always gives a step"
+    return step

@@ -11,7 +11,7 @@ import anyio
 from corral.errors import NotFound
 from corral.harness.context import Context
 from corral.harness.failure import abandon, unwrapped
-from corral.harness.loop import Turn
+from corral.harness.loop import Turn, following, unchanged
 from corral.harness.parts import Parts
 from corral.interfaces import Claim, Signal
 
@@ -43,12 +43,11 @@ class Harness:
 
     async def _claim(self, session_id: str) -> Claim:
         try:
-            return await self._parts.log.claim(session_id)
+            return await self._parts.log.claim(session_id, await following(self._parts, unchanged))
         except NotFound:
             await self._parts.sandboxes.destroy(session_id)  # deleted: nothing of it may stay behind
             raise
 
     async def give_up(self, session_id: str) -> None:
         """End the session's turn after a failure that is a bug of ours, so that its client is not left waiting."""
-        claim = await self._parts.log.claim(session_id)
-        await self._parts.log.transact(session_id, abandon, epoch=claim.epoch)
+        await self._parts.log.claim(session_id, abandon)

@@ -98,6 +98,10 @@ class LocalSandboxes(ABC):
     def launch(self, directory: SessionDirectory, listener: int) -> Launched:
         """Start a daemon that outlives this process. `listener` is to be inherited. Blocking."""
 
+    def kill(self, directory: SessionDirectory) -> None:
+        """End the instance and all that it started. Blocking."""
+        directory.kill_instance()
+
     @abstractmethod
     def explain(self) -> list[Fact]:
         """What `prepare` depends on, one by one. Blocking; never raises."""
@@ -150,7 +154,7 @@ class LocalSandboxes(ABC):
         if hello is not None:
             return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
         # It may hang rather than be gone; two over the same files must never be.
-        await anyio.to_thread.run_sync(directory.kill_instance)
+        await anyio.to_thread.run_sync(self.kill, directory)
         return None
 
     async def _launch(self, directory: SessionDirectory, session_id: str) -> Connection:
@@ -160,7 +164,7 @@ class LocalSandboxes(ABC):
         record = await anyio.to_thread.run_sync(directory.record)
         hello = await greet(directory.socket, self._settings)
         if hello is None or record is None:
-            await anyio.to_thread.run_sync(directory.kill_instance)
+            await anyio.to_thread.run_sync(self.kill, directory)
             await self._reap(session_id)
             raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
         return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
@@ -199,7 +203,7 @@ class LocalSandboxes(ABC):
                 if connection is not None:
                     await connection.end()
                     await connection.close()
-                await anyio.to_thread.run_sync(directory.kill_instance)
+                await anyio.to_thread.run_sync(self.kill, directory)
                 await self._reap(session_id)
                 await anyio.to_thread.run_sync(directory.remove)
 

@@ -2,12 +2,15 @@
 
 It exists for machines where nothing else works and for debugging, and must be asked for by name: commands can do
 whatever the server's user can. Files still have a directory for each session, and the file tools know it as
-/workspace, but a shell sees the real paths, and processes that leave their process group outlive `destroy`.
+/workspace, but a shell sees the real paths. Nothing ends with the daemon by itself, so what it leaves behind is found
+by a variable in its environment.
 """
 
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,10 +19,13 @@ from pathlib import Path
 from corral.config import SandboxSettings
 from corral.errors import MachineUnfit
 from corral.sandboxes import programs
-from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
 from corral.sandboxes.local import Fact, Launched, LocalSandboxes
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MARK = "CORRAL_SANDBOX"
+SWEEPS_MAX = 10
+"""A process may start another while we look."""
 NAMES = {
     "/workspace": "workspace",
     "/home/agent": "home",
@@ -80,9 +86,21 @@ class ProcessSandboxes(LocalSandboxes):
             )
         return Launched(process, process.pid)
 
+    def kill(self, directory: SessionDirectory) -> None:
+        """See `LocalSandboxes.kill`."""
+        super().kill(directory)
+        mark = f"{MARK}={directory.path}".encode()
+        for _ in range(SWEEPS_MAX):
+            found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has(pid, mark)]
+            if not found:
+                return
+            for pid in found:
+                _kill(pid, mark)
+
     def _environment(self, directory: SessionDirectory) -> Mapping[str, str]:
         """Nothing of the server's environment, which holds its keys."""
         return {
+            MARK: str(directory.path),
             "PATH": f"{self._bin()}:{SYSTEM_PATH}",
             "HOME": str(directory.files / "home"),
             "TMPDIR": str(directory.files / "tmp"),
@@ -98,3 +116,26 @@ class ProcessSandboxes(LocalSandboxes):
         except MachineUnfit as error:
             return [Fact("process sandbox", False, error.message)]
         return [Fact("process sandbox", True, "runs, without any isolation: commands can do all that this user can")]
+
+
+def _has(pid: int, mark: bytes) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _kill(pid: int, mark: bytes) -> None:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # Asked again now that the pidfd pins the process: it must not be a later one with the same pid.
+        if _has(pid, mark):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], KILL_SECONDS_MAX)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(process)

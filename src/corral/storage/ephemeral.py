@@ -29,6 +29,7 @@ from corral.interfaces import (
     RecordsQuery,
     SessionsQuery,
     Snapshot,
+    nothing,
 )
 from corral.storage.frames import EventRow, deleted_frame, logged
 from corral.storage.transaction import Outcome, admit, check_put, cost, fence, outcome_of, taken
@@ -103,13 +104,15 @@ class EphemeralLog:
         self._keep(held, outcome, cost(held.state, outcome.committed.state))
         return outcome.committed
 
-    async def claim(self, session_id: str) -> Claim:
+    async def claim(self, session_id: str, decide: Decide = nothing) -> Claim:
         """See `EventLog`."""
         await anyio.lowlevel.checkpoint()
         held = self._get(session_id, None)
+        outcome = outcome_of(held.session, held.state, decide, self._clock.now(), lambda seq: held.rows[seq].body)
         self._before_write()
+        self._keep(held, outcome, cost(held.state, outcome.committed.state))
         held.epoch += 1
-        return Claim(held.epoch, held.session, held.state)
+        return Claim(held.epoch, outcome.committed)
 
     async def events(self, session_id: str, query: EventsQuery) -> list[LoggedEvent]:
         """See `EventLog`."""

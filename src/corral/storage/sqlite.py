@@ -27,6 +27,7 @@ from corral.interfaces import (
     RecordsQuery,
     SessionsQuery,
     Snapshot,
+    nothing,
 )
 from corral.storage import sqlite_reads as reads
 from corral.storage.sqlite_file import Lock, open_exclusive, open_shared, path_of
@@ -131,9 +132,9 @@ class SqliteLog:
         """See `EventLog`. `decide` runs on the writer's thread."""
         return await self._writer.submit(lambda batch: batch.transact(session_id, decide, workspace_id, epoch))
 
-    async def claim(self, session_id: str) -> Claim:
+    async def claim(self, session_id: str, decide: Decide = nothing) -> Claim:
         """See `EventLog`."""
-        return await self._writer.submit(lambda batch: batch.claim(session_id))
+        return await self._writer.submit(lambda batch: batch.claim(session_id, decide))
 
     async def events(self, session_id: str, query: EventsQuery) -> list[LoggedEvent]:
         """See `EventLog`."""

@@ -85,13 +85,14 @@ class Batch:
         self._keep(after, outcome)
         return outcome.committed
 
-    def claim(self, session_id: str) -> Claim:
+    def claim(self, session_id: str, decide: Decide) -> Claim:
         """`EventLog.claim`."""
-        before = self._get(session_id, None)
-        after = before._replace(epoch=before.epoch + 1)
+        committed = self.transact(session_id, decide, None, None)
+        decided = self._get(session_id, None)
+        after = decided._replace(epoch=decided.epoch + 1)
         self._write_status(after)
         self.sessions[session_id] = after
-        return Claim(after.epoch, after.session, after.state)
+        return Claim(after.epoch, committed)
 
     def delete(self, session_id: str, workspace_id: str, allow: Callable[[Session, SessionState], None]) -> None:
         """`EventLog.delete`."""
