@@ -93,6 +93,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
                 tools=TOOLS,
                 price=catalogue.price,
                 spending_stopped=_spending_stopped(settings, store.log),
+                clock=clock,
                 settings=settings.harness,
             )
         )

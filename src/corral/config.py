@@ -54,8 +54,8 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     sessions_running_max: int = 1_000
     contexts_cached_max: int = 256
     tool_calls_parallel_max: int = 16
-    session_wall_seconds_max: float | None = None
-    """Wall time of one turn; None for no limit."""
+    session_seconds_max: float | None = None
+    """Time that one session may spend running, all its turns together; None for no limit."""
 
 
 class SandboxSettings(Section, frozen=True, kw_only=True):

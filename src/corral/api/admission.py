@@ -1,4 +1,8 @@
-"""Who may come in: key, workspace, API version, betas, rate. Checked before a handler sees anything."""
+"""Who may come in: key, workspace, API version, betas, rate. Checked before a handler sees anything.
+
+The order is deliberate: without a key nobody learns anything else, and only a request that would be served counts
+against the rate. `Endpoint` is here because these rules differ by endpoint; the table of them is `routes.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`GET /healthz`: the server answers."""
+"""`GET /healthz`: the server answers.
+
+It says only that the process serves requests, which is what load balancers and start-up scripts ask. Whether this
+machine can run sessions is `corral doctor`'s answer.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """`GET /metrics`: what the API does, for Prometheus.
 
 Labels are route templates, never paths, so that ids do not grow the series without end.
+Other parts may put their own series into the same registry (`Services.registry`).
 """
 
 from __future__ import annotations

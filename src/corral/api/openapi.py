@@ -1,4 +1,8 @@
-"""`GET /openapi.json`: the API described by its own route table and structs, so that it cannot drift from them."""
+"""`GET /openapi.json`: the API described by its own route table and structs, so that it cannot drift from them.
+
+Built once, when the app is made. It describes what this server serves, not all that the contract knows; rules that a
+schema cannot say (who may send what, and when) are in the error messages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`created_at[gt]`, `[gte]`, `[lt]`, `[lte]`: what these query parameters mean together."""
+"""`created_at[gt]`, `[gte]`, `[lt]`, `[lte]`: what these query parameters mean together.
+
+The stores know one bound at each end, inclusive or not; a client may send two, and then the stricter holds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""All URLs of the API, in one table, and the app that serves them."""
+"""All URLs of the API, in one table, and the app that serves them.
+
+A new endpoint is a handler in the file of its noun and a row here; key, betas, rate limits, envelopes, metrics and the
+OpenAPI document follow from the row.
+"""
 
 from __future__ import annotations
 

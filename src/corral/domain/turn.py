@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from corral.domain import event as ev
 from corral.domain.content import TextBlock
@@ -23,6 +23,8 @@ from corral.domain.lifecycle import Append, Change, Process, commit
 from corral.domain.session import PendingCall, Session, SessionState
 from corral.domain.usage import RequestTokens, reached, snapshot
 
+ROUNDS_ARE_UP = "The agent made {} model requests in one turn. Send a message to go on."
+TIME_IS_UP = "The session has used the {:g} seconds of running time that this server allows it."
 INTERRUPTED = "The user interrupted execution before this call finished. Its effects, if any, are unknown."
 
 
@@ -55,6 +57,8 @@ class Limits(NamedTuple):
     """What bounds a turn."""
 
     rounds_max: int = 500
+    session_seconds_max: float | None = None
+    """Running time of the whole session; over it, the turn ends at once."""
     spending_stopped: bool = False
     """True when the organisation's spend limit is reached: no model request starts."""
 
@@ -87,6 +91,8 @@ def _next(session: Session, state: SessionState, limits: Limits, now: datetime) 
         return [], Rest()
     if any(queued.type == "user.interrupt" for queued in state.queue):
         return interrupt(session, state, now), None
+    if limits.session_seconds_max is not None and state.active_at(now) >= limits.session_seconds_max * 1000:
+        return _exhausted(session, state, "unknown_error", TIME_IS_UP.format(limits.session_seconds_max), now), None
     if state.open_request_id is not None:
         return [_request_end(state.open_request_id)], None
     if state.status == "rescheduling":
@@ -101,7 +107,8 @@ def _next(session: Session, state: SessionState, limits: Limits, now: datetime) 
     if limits.spending_stopped or reached(session.budget, state.totals, state.active_at(now)):
         return idle(session, state, ev.BudgetReached(), now), None
     if state.rounds >= limits.rounds_max:
-        return _rounds_exhausted(session, state, limits, now), None
+        message = ROUNDS_ARE_UP.format(limits.rounds_max)
+        return _exhausted(session, state, "tool_use_limit_reached_error", message, now), None
     return begin_request(state)
 
 
@@ -202,12 +209,14 @@ def give_up(session: Session, state: SessionState, now: datetime) -> list[Change
     return [*flushed, *_close_calls(state), *idle(session, state, ev.RetriesExhausted(), now)]
 
 
-def _rounds_exhausted(session: Session, state: SessionState, limits: Limits, now: datetime) -> list[Change]:
-    error = ev.ErrorObject(
-        type="tool_use_limit_reached_error",
-        message=f"The agent made {limits.rounds_max} model requests in one turn. Send a message to go on.",
-        retry_status=ev.Exhausted(),
-    )
+def _exhausted(
+    session: Session,
+    state: SessionState,
+    kind: Literal["unknown_error", "tool_use_limit_reached_error"],
+    message: str,
+    now: datetime,
+) -> list[Change]:
+    error = ev.ErrorObject(type=kind, message=message, retry_status=ev.Exhausted())
     return fail_request(session, state, error, now)
 
 

@@ -158,13 +158,18 @@ class Turn:
         await self._unless_interrupted(lambda: anyio.sleep(seconds))
         return await self.commit(lambda session, state, now: turn.resume(session, state))
 
+    def _seconds_left(self) -> float | None:
+        limit = self._parts.settings.session_seconds_max
+        return None if limit is None else max(0.0, limit - self._state.active_at(self._parts.clock.now()) / 1000)
+
     async def _unless_interrupted(self, action: Callable[[], Awaitable[T]]) -> T | None:
-        """Do something, and drop it at once when an interrupt arrives; then None."""
+        """Do something, and drop it at once when an interrupt arrives or the session's time is up; then None."""
         result: T | None = None
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:
-                await self._interrupted.wait()
+                with anyio.move_on_after(self._seconds_left()):
+                    await self._interrupted.wait()
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(watch)
@@ -175,7 +180,8 @@ class Turn:
 
 async def following(parts: Parts, happened: Happened) -> Decide:
     """The decision that appends what has happened and goes on as far as the rules alone can."""
-    limits = turn.Limits(parts.settings.tool_rounds_max, await parts.spending_stopped())
+    settings = parts.settings
+    limits = turn.Limits(settings.tool_rounds_max, settings.session_seconds_max, await parts.spending_stopped())
 
     def decide(session: Session, state: SessionState, now: datetime) -> Decision:
         decision = turn.proceed(session, state, happened(session, state, now), limits, now)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from corral.config import HarnessSettings
 from corral.domain.usage import Price
-from corral.interfaces import Bus, EventLog, Provider, Sandboxes, Tool
+from corral.interfaces import Bus, Clock, EventLog, Provider, Sandboxes, Tool
 
 
 class Parts(NamedTuple):
@@ -22,4 +22,5 @@ class Parts(NamedTuple):
     """List price of a model id."""
     spending_stopped: Callable[[], Awaitable[bool]]
     """Whether the organisation's spend limit is reached."""
+    clock: Clock
     settings: HarnessSettings
