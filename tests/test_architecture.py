@@ -34,8 +34,12 @@ ARROWS: dict[str, frozenset[str]] = {
     "conformance": BELOW,
     **dict.fromkeys(MIDDLE, BELOW | {"config"}),
     "console": frozenset(),
-    "app": BELOW | MIDDLE | {"config", "console"},
-    "cli": BELOW | {"config", "conformance", "app"},
+    "app": BELOW | MIDDLE | {"config", "console", "catalogue", "keys"},
+    "catalogue": frozenset({"domain", "config"}),
+    "keys": BELOW,
+    "serving": frozenset({"errors", "app"}),
+    "commands": BELOW | {"config", "conformance", "app", "keys", "serving"},
+    "cli": BELOW | {"config", "conformance", "app", "commands", "serving"},
     "__main__": frozenset({"cli"}),
 }
 """What each part may import of Corral, itself aside. A part that is not listed here does not exist yet: decide."""
@@ -83,7 +87,9 @@ POSITIONAL_PARAMETERS_MAX = 5
 NESTING_MAX = 3
 STRICT_FILE_LINES_MAX = {"harness/loop.py": 200, "domain/lifecycle.py": 300}
 
-EXCEPTIONS: dict[str, tuple[int, str]] = {}
+EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "interfaces.py": (600, "every seam in one file is what a newcomer is promised"),
+}
 """`path` or `path::function` or `path::function nesting` -> its own limit, and why."""
 
 # --------------------------------------------------------------------------------------------------- reading

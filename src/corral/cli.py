@@ -43,6 +43,7 @@ SandboxName = Annotated[
 
 @app.command()
 def serve(
+    *,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; default 127.0.0.1.", show_default=False)
     ] = None,
@@ -71,7 +72,7 @@ def serve(
 @app.command()
 def demo() -> None:
     """Start a server on a free port, let an agent write a file, and check the file."""
-    from corral.demo import demo as show
+    from corral.commands.demo import demo as show
 
     raise typer.Exit(_run(lambda: show(config.load(), out)))
 
@@ -84,7 +85,7 @@ def run(
     sandbox: SandboxName = None,
 ) -> None:
     """Run one prompt, stream the answer, and list the files it left."""
-    from corral.prompt_run import run_prompt
+    from corral.commands.run import run_prompt
 
     settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
     raise typer.Exit(_run(lambda: run_prompt(settings, prompt, model, out)))
@@ -93,7 +94,7 @@ def run(
 @app.command()
 def doctor(data_dir: DataDir = None, sandbox: SandboxName = None) -> None:
     """Explain this machine: what works, what does not and why."""
-    from corral.doctor import examine
+    from corral.commands.doctor import examine
 
     settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
     raise typer.Exit(_run(lambda: examine(settings, out)))
@@ -106,7 +107,7 @@ def keys_create(
     data_dir: DataDir = None,
 ) -> None:
     """Make a key; it is shown once."""
-    from corral.keys_commands import create
+    from corral.commands.keys import create
 
     _run(lambda: create(config.load(overrides={"data_dir": _text(data_dir)}), workspace, name, out))
 
@@ -114,7 +115,7 @@ def keys_create(
 @keys_app.command("list")
 def keys_list(data_dir: DataDir = None) -> None:
     """List keys."""
-    from corral.keys_commands import show
+    from corral.commands.keys import show
 
     _run(lambda: show(config.load(overrides={"data_dir": _text(data_dir)}), out))
 
@@ -122,7 +123,7 @@ def keys_list(data_dir: DataDir = None) -> None:
 @keys_app.command("revoke")
 def keys_revoke(key_id: Annotated[str, typer.Argument(help="apikey_…")], data_dir: DataDir = None) -> None:
     """Refuse a key from now on. A running server notices within seconds."""
-    from corral.keys_commands import revoke
+    from corral.commands.keys import revoke
 
     _run(lambda: revoke(config.load(overrides={"data_dir": _text(data_dir)}), key_id, out))
 

@@ -167,11 +167,23 @@ class Sandbox(Protocol):
         ...
 
 
+class Fact(NamedTuple):
+    """One thing about this machine that a backend depends on."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
 class Sandboxes(Protocol):
     """A backend that makes sandboxes. Registered by name in `app.py`."""
 
     async def start(self) -> None:
         """Check that this machine can run the backend; raise `MachineUnfit` with the remedy if not."""
+        ...
+
+    def explain(self) -> Sequence[Fact]:
+        """What `start` depends on, one by one, for `corral doctor`. Blocking; never raises."""
         ...
 
     async def open(self, session_id: str) -> Sandbox:

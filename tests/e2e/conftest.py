@@ -10,14 +10,38 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from anthropic import Anthropic
 
+from tests.e2e.strict import Watch
+
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 30
+CLIENT_SECONDS_MAX = 60
 API_KEY = "sk-corral-test-key-of-the-e2e-suite"
+
+LIVELY = """
+[server]
+ping_seconds = 0.5
+
+[harness]
+backoff_seconds = 0.02
+backoff_seconds_max = 60.0
+model_attempts_max = 3
+tool_rounds_max = 20
+
+[prices.priced]
+input = 1.0
+output = 1.0
+cache_read = 1.0
+cache_write_5m = 1.0
+cache_write_1h = 1.0
+"""
+"""Settings of the server that most tests share: it pings often, retries soon, and knows what the model "priced" costs:
+a dollar for a million tokens of any kind, and nothing it cannot count."""
 
 
 class ServerProcess:
@@ -30,6 +54,7 @@ class ServerProcess:
         self.config = directory / "corral.toml"
         self.config.write_text('[[models]]\npattern = "*"\nprovider = "scripted"\n' + toml, encoding="utf-8")
         self.port = 0
+        self.watch = Watch()
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -62,8 +87,10 @@ class ServerProcess:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self) -> Anthropic:
-        return Anthropic(base_url=self.base_url, api_key=API_KEY, timeout=60)
+    def client(self, api_key: str = API_KEY) -> Anthropic:
+        """The official SDK; everything it receives is compared with its own types."""
+        http_client = self.watch.client(CLIENT_SECONDS_MAX)
+        return Anthropic(base_url=self.base_url, api_key=api_key, max_retries=0, http_client=http_client)
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
@@ -85,15 +112,17 @@ class ServerProcess:
         return self.sandboxes / "sessions" / session_id / "files" / "workspace"
 
 
-@pytest.fixture
-def server() -> Iterator[ServerProcess]:
+@contextmanager
+def serving(toml: str = "") -> Iterator[ServerProcess]:
+    """A server with settings of the test's own."""
     # Not under `tmp_path`: that is closed to the users that sandboxes run as when the tests run as root.
     directory = Path(tempfile.mkdtemp(prefix="corral-e2e-"))
     directory.chmod(0o711)
-    running = ServerProcess(directory)
+    running = ServerProcess(directory, toml=toml)
     try:
         running.start()
         yield running
+        assert running.watch.problems == []
     finally:
         try:
             _delete_sessions(running)
@@ -102,15 +131,43 @@ def server() -> Iterator[ServerProcess]:
             shutil.rmtree(directory)
 
 
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    """A server for tests that kill it or look at everything it has."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[ServerProcess]:
+    with serving(LIVELY) as running:
+        yield running
+
+
+@pytest.fixture
+def live(shared_server: ServerProcess) -> Iterator[ServerProcess]:
+    """A server that tests share: each brings its own agents and sessions, and leaves others' alone."""
+    yield shared_server
+    found, shared_server.watch.problems = shared_server.watch.problems, []
+    assert found == []
+
+
+@pytest.fixture
+def client(live: ServerProcess) -> Iterator[Anthropic]:
+    """The official SDK, talking to the shared server."""
+    with live.client() as connected:
+        yield connected
+
+
 def _delete_sessions(server: ServerProcess) -> None:
     """Deleting a session ends its sandbox; nothing that a test started may outlive it."""
     if server.process is None:
         server.start()
     with server.client() as client:
         for session in client.beta.sessions.list(include_archived=True):
-            if session.status == "running":
+            if session.status in ("running", "rescheduling"):
                 client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
                 with client.beta.sessions.events.stream(session.id) as stream:
-                    if client.beta.sessions.retrieve(session.id).status == "running":
+                    if client.beta.sessions.retrieve(session.id).status != "idle":
                         next(event for event in stream if event.type == "session.status_idle")
             client.beta.sessions.delete(session.id)

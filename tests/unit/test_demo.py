@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from corral.demo import is_fibonacci
+from corral.commands.demo import is_fibonacci
 
 FROM_ZERO = [0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597, 2584, 4181]
 

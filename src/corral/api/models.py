@@ -1,7 +1,7 @@
 """`/v1/models`: the models that this server knows, with what they can do through it.
 
-The list is the catalogue's (`domain/model.py`); agents may name models that are not on it. Pages go by model id, as this
-endpoint has had them since before the others had cursors.
+The list is the catalogue's (`domain/model.py`); agents may name models that are not on it. Pages go by model id, as
+this endpoint has had them since before the others had cursors.
 """
 
 from __future__ import annotations

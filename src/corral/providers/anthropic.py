@@ -5,7 +5,7 @@ Only what is peculiar to this API is here; the conversation itself is `messages_
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from corral.errors import MachineUnfit
 from corral.interfaces import ModelChunk, ModelRequest
@@ -34,7 +34,7 @@ class AnthropicProvider:
             base_url=base_url or BASE_URL, api_key=api_key, auth_token=auth_token, idle_seconds=idle_seconds
         )
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[ModelChunk]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
         """Ask the model; see `Provider.stream`."""
         extras, headers = _options(request)
         return self._client.stream(WireRequest(encode_request(request, extras=extras), headers))

@@ -6,7 +6,7 @@ pattern matches wins. Providers are made on first use, so a route that nobody ta
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -37,7 +37,7 @@ class RoutedProvider:
         self._factories = providers
         self._made: dict[str, Provider] = {}
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[ModelChunk]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
         """Ask the model where it lives; see `Provider.stream`. Raises `ProviderRefused` when no route matches."""
         route = self.route(request.model)
         if route.model is not None:

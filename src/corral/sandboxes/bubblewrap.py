@@ -17,41 +17,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import msgspec
 
 from corral.config import SandboxSettings
 from corral.errors import MachineUnfit, SandboxUnavailable
+from corral.interfaces import Fact
 from corral.sandboxes import programs
+from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments, base_parts
 from corral.sandboxes.directory import SessionDirectory
-from corral.sandboxes.local import Fact, Launched, LocalSandboxes
+from corral.sandboxes.local import Launched, LocalSandboxes
 
 ROOT_DIRECTORY = Path("/var/lib/corral")
-INSIDE_UID = 1000
-HOME = "/home/agent"
-ENVIRONMENT = {
-    "PATH": "/opt/corral/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": HOME,
-    "USER": "agent",
-    "SHELL": "/bin/bash",
-    "LANG": "C.UTF-8",
-    "TERM": "dumb",
-}
-ETC = {
-    "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:{INSIDE_UID}:{INSIDE_UID}:agent:{HOME}:/bin/bash\n",
-    "group": f"root:x:0:\nagent:x:{INSIDE_UID}:\n",
-    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-}
-ETC_FROM_HOST = ("ld.so.cache", "alternatives", "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki")
-PROC_FILES_MASKED = (
-    "config.gz", "kallsyms", "kcore", "keys", "kmsg", "latency_stats", "sched_debug", "sysrq-trigger", "timer_list",
-)  # fmt: skip
-PROC_DIRECTORIES_MASKED = ("acpi", "asound", "bus", "firmware", "fs", "irq", "scsi")
-SHARED_MEMORY_BYTES_MAX = 64 * 1024 * 1024
 NPROC_PER_NAMESPACE_SINCE = (5, 14)
 SWITCHES = {
     "kernel.unprivileged_userns_clone": "0",
@@ -66,17 +46,6 @@ SWITCH_VALUES = {
 REMEDY = "`--sandbox process` works without it, but isolates nothing."
 
 
-class Programs(NamedTuple):
-    """What is bound into every sandbox, at paths that a sandbox's user can reach."""
-
-    bwrap: Path
-    daemon: Path
-    python: programs.Python
-    base: Path
-    """`etc/` and `bin/`, the latter at the head of PATH for commands that /usr may lack."""
-    rg: Path | None
-
-
 class BubblewrapSandboxes(LocalSandboxes):
     """See the module."""
 
@@ -87,7 +56,7 @@ class BubblewrapSandboxes(LocalSandboxes):
     def prepare(self) -> None:
         """See `LocalSandboxes.prepare`."""
         if not sys.platform.startswith("linux"):
-            raise MachineUnfit("bubblewrap needs Linux; use `--sandbox docker` here.")
+            raise MachineUnfit("bubblewrap needs Linux.")
         try:
             self._make_root()
             self._programs = self._find_programs()
@@ -118,7 +87,7 @@ class BubblewrapSandboxes(LocalSandboxes):
                 python = python._replace(prefix=staged)
         runs = Path(sys.executable) if python.prefix else Path(python.executable)
         daemon = programs.stage_daemon(self._root, runs)
-        base = programs.stage(self._root, "base", _base_parts(python))
+        base = programs.stage(self._root, "base", base_parts(python))
         return Programs(bwrap, daemon, python, base, rg)
 
     def launch(self, directory: SessionDirectory, listener: int) -> Launched:
@@ -134,7 +103,7 @@ class BubblewrapSandboxes(LocalSandboxes):
             names={},
         )
         news, news_inside = os.pipe()
-        argv = [*_arguments(self._programs, directory.files), "--info-fd", str(news_inside), "--", *command]
+        argv = [*arguments(self._programs, directory.files), "--info-fd", str(news_inside), "--", *command]
         try:
             with directory.log.open("wb") as log:
                 process = _start(argv, directory.owner(), log, (listener, news_inside))
@@ -198,86 +167,6 @@ def _resources(settings: SandboxSettings) -> Mapping[str, int]:
     return limits
 
 
-def _base_parts(python: programs.Python) -> Mapping[str, str]:
-    # What is empty here is there only to be mounted over.
-    parts = {"bin/rg": "", **{f"etc/{name}": text for name, text in ETC.items()}}
-    parts |= {f"etc/{name}" + ("/.keep" if Path("/etc", name).is_dir() else ""): "" for name in _etc_from_host()}
-    if not python.base_has_python:
-        run = f'LD_LIBRARY_PATH={programs.BOUND_PREFIX}/lib exec {python.executable} "$@"'
-        parts["bin/python3"] = f"#!/bin/sh\n{run}\n"
-    return parts
-
-
-def _arguments(found: Programs, files: Path | None) -> list[str]:
-    """The bwrap command up to the program to run."""
-    return [
-        str(found.bwrap),
-        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
-        *("--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID), "--hostname", "sandbox"),
-        *("--disable-userns", "--cap-drop", "ALL", "--new-session", "--as-pid-1"),
-        *_base(),
-        *_etc(found),
-        *_proc(),
-        *("--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY_BYTES_MAX), "--tmpfs", "/dev/shm"),
-        *("--remount-ro", "/dev"),
-        *_programs(found),
-        *_files(files),
-        *("--remount-ro", "/"),
-    ]
-
-
-def _base() -> Iterator[str]:
-    yield from ("--ro-bind", "/usr", "/usr")
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/", name)
-        if path.is_symlink():
-            yield from ("--symlink", os.readlink(path), str(path))
-        elif path.is_dir():
-            yield from ("--ro-bind", str(path), str(path))
-
-
-def _etc(found: Programs) -> Iterator[str]:
-    yield from ("--ro-bind", str(found.base / "etc"), "/etc")
-    for name in _etc_from_host():
-        if (found.base / "etc" / name).exists():
-            yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
-
-
-def _etc_from_host() -> list[str]:
-    names = [*ETC_FROM_HOST, *(path.name for path in Path("/etc").glob("java-*"))]
-    return [name for name in names if Path("/etc", name).exists()]
-
-
-def _proc() -> Iterator[str]:
-    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
-    for name in PROC_FILES_MASKED:
-        if Path("/proc", name).exists():
-            yield from ("--ro-bind", "/dev/null", f"/proc/{name}")
-    for name in PROC_DIRECTORIES_MASKED:
-        if Path("/proc", name).exists():
-            yield from ("--tmpfs", f"/proc/{name}", "--remount-ro", f"/proc/{name}")
-
-
-def _programs(found: Programs) -> Iterator[str]:
-    yield from ("--ro-bind", str(found.daemon), "/opt/corral/lib")
-    yield from ("--ro-bind", str(found.base / "bin"), "/opt/corral/bin")
-    if found.rg is not None:
-        yield from ("--ro-bind", str(found.rg), "/opt/corral/bin/rg")
-    if found.python.prefix is not None:
-        yield from ("--ro-bind", str(found.python.prefix), programs.BOUND_PREFIX)
-
-
-def _files(files: Path | None) -> Iterator[str]:
-    """The session's own directories; a trial sandbox has none."""
-    if files is None:
-        yield from ("--dir", "/workspace", "--chdir", "/workspace")
-        return
-    inside = {"workspace": "/workspace", "home": HOME, "tmp": "/tmp", "outputs": "/mnt/session/outputs"}
-    for name, place in inside.items():
-        yield from ("--bind", str(files / name), place)
-    yield from ("--ro-bind", str(files / "uploads"), "/mnt/session/uploads", "--chdir", "/workspace")
-
-
 def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
     """Run bwrap in a session of its own, with nothing of ours but what is named, and never as root."""
     if uid == 0:
@@ -302,7 +191,7 @@ def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]
 def _probe(found: Programs, settings: SandboxSettings) -> None:
     """Run an empty sandbox; the only way to know that this machine lets us."""
     check = f"import sys; sys.exit(sys.version_info < {programs.PYTHON_MIN})"
-    argv = [*_arguments(found, None), "--", found.python.executable, "-I", "-S", "-c", check]
+    argv = [*arguments(found, None), "--", found.python.executable, "-I", "-S", "-c", check]
     uid = settings.uid_first if os.geteuid() == 0 else os.geteuid()
     with tempfile.TemporaryFile() as log:
         try:

@@ -23,7 +23,7 @@ import msgspec
 
 from corral.config import SandboxSettings
 from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.interfaces import Sandbox
+from corral.interfaces import Fact, Sandbox
 from corral.sandboxes.connection import Connection, greet, short_socket_path
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
 
@@ -40,14 +40,6 @@ DAEMON_SETTINGS = (
     "remembered_calls_max",
     "orphan_seconds_max",
 )
-
-
-class Fact(NamedTuple):
-    """One thing about this machine, for `corral doctor`."""
-
-    name: str
-    ok: bool
-    detail: str
 
 
 class Launched(NamedTuple):

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from corral.config import SandboxSettings
 from corral.errors import MachineUnfit
+from corral.interfaces import Fact
 from corral.sandboxes import programs
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
-from corral.sandboxes.local import Fact, Launched, LocalSandboxes
+from corral.sandboxes.local import Launched, LocalSandboxes
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MARK = "CORRAL_SANDBOX"

@@ -65,7 +65,7 @@ async def _run_quickstart(base_url: str, api_key: str) -> int:
 
 def quickstart_path() -> Path:
     """`examples/quickstart.py`, in a checkout or beside the installed package."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for path in (package.parents[1] / "examples" / "quickstart.py", package / "examples" / "quickstart.py"):
         if path.is_file():
             return path

@@ -22,7 +22,6 @@ from rich.text import Text
 from corral.app import make_provider, make_sandboxes, model_routes
 from corral.config import Settings
 from corral.errors import MachineUnfit
-from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 
 FREE_BYTES_MIN = 1 << 30
 
@@ -71,9 +70,8 @@ async def _sandbox(settings: Settings) -> list[Finding]:
     findings: list[Finding] = []
     try:
         sandboxes = make_sandboxes(settings)
-        if isinstance(sandboxes, BubblewrapSandboxes):
-            facts = await anyio.to_thread.run_sync(sandboxes.explain)
-            findings += [Finding(fact.name, "ok" if fact.ok else "bad", fact.detail) for fact in facts]
+        facts = await anyio.to_thread.run_sync(sandboxes.explain)
+        findings += [Finding(fact.name, "ok" if fact.ok else "bad", fact.detail) for fact in facts]
         await sandboxes.start()
     except MachineUnfit as error:
         return [*findings, Finding("sandbox", "bad", error.message)]

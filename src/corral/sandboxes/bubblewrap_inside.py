@@ -1,0 +1,137 @@
+"""What a bubblewrap sandbox looks like from inside: its mounts, its /etc, /proc and environment, as bwrap's arguments.
+
+Data and argument lists only; `bubblewrap.py` finds the programs and runs the command. Every path here is one that a
+sandbox's own user can reach on the host.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from corral.sandboxes import programs
+
+UID = 1000
+HOME = "/home/agent"
+ENVIRONMENT = {
+    "PATH": "/opt/corral/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": HOME,
+    "USER": "agent",
+    "SHELL": "/bin/bash",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+}
+ETC = {
+    "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:{UID}:{UID}:agent:{HOME}:/bin/bash\n",
+    "group": f"root:x:0:\nagent:x:{UID}:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+ETC_FROM_HOST = (
+    "ld.so.cache",
+    "alternatives",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "ca-certificates",
+    "pki/ca-trust",
+    "pki/tls/certs",
+)
+PROC_FILES_MASKED = (
+    "config.gz", "kallsyms", "kcore", "keys", "kmsg", "latency_stats", "sched_debug", "sysrq-trigger", "timer_list",
+)  # fmt: skip
+PROC_DIRECTORIES_MASKED = ("acpi", "asound", "bus", "firmware", "fs", "irq", "scsi")
+SHARED_MEMORY_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Programs(NamedTuple):
+    """What is bound into every sandbox, at paths that a sandbox's user can reach."""
+
+    bwrap: Path
+    daemon: Path
+    python: programs.Python
+    base: Path
+    """`etc/` and `bin/`, the latter at the head of PATH for commands that /usr may lack."""
+    rg: Path | None
+
+
+def base_parts(python: programs.Python) -> Mapping[str, str]:
+    """The files of `Programs.base`."""
+    # What is empty here is there only to be mounted over.
+    parts = {"bin/rg": "", **{f"etc/{name}": text for name, text in ETC.items()}}
+    parts |= {f"etc/{name}" + ("/.keep" if Path("/etc", name).is_dir() else ""): "" for name in _etc_from_host()}
+    if not python.base_has_python:
+        run = f'LD_LIBRARY_PATH={programs.BOUND_PREFIX}/lib exec {python.executable} "$@"'
+        parts["bin/python3"] = f"#!/bin/sh\n{run}\n"
+    return parts
+
+
+def arguments(found: Programs, files: Path | None) -> list[str]:
+    """The bwrap command up to the program to run."""
+    return [
+        str(found.bwrap),
+        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox"),
+        *("--disable-userns", "--cap-drop", "ALL", "--new-session", "--as-pid-1"),
+        *_base(),
+        *_etc(found),
+        *_proc(),
+        *("--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY_BYTES_MAX), "--tmpfs", "/dev/shm"),
+        *("--remount-ro", "/dev"),
+        *_programs(found),
+        *_files(files),
+        *("--remount-ro", "/"),
+    ]
+
+
+def _base() -> Iterator[str]:
+    yield from ("--ro-bind", "/usr", "/usr")
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/", name)
+        if path.is_symlink():
+            yield from ("--symlink", os.readlink(path), str(path))
+        elif path.is_dir():
+            yield from ("--ro-bind", str(path), str(path))
+
+
+def _etc(found: Programs) -> Iterator[str]:
+    yield from ("--ro-bind", str(found.base / "etc"), "/etc")
+    for name in _etc_from_host():
+        if (found.base / "etc" / name).exists():
+            yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+
+
+def _etc_from_host() -> list[str]:
+    names = [*ETC_FROM_HOST, *(path.name for path in Path("/etc").glob("java-*"))]
+    return [name for name in names if Path("/etc", name).exists()]
+
+
+def _proc() -> Iterator[str]:
+    yield from ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
+    for name in PROC_FILES_MASKED:
+        if Path("/proc", name).exists():
+            yield from ("--ro-bind", "/dev/null", f"/proc/{name}")
+    for name in PROC_DIRECTORIES_MASKED:
+        if Path("/proc", name).exists():
+            yield from ("--tmpfs", f"/proc/{name}", "--remount-ro", f"/proc/{name}")
+
+
+def _programs(found: Programs) -> Iterator[str]:
+    yield from ("--ro-bind", str(found.daemon), "/opt/corral/lib")
+    yield from ("--ro-bind", str(found.base / "bin"), "/opt/corral/bin")
+    if found.rg is not None:
+        yield from ("--ro-bind", str(found.rg), "/opt/corral/bin/rg")
+    if found.python.prefix is not None:
+        yield from ("--ro-bind", str(found.python.prefix), programs.BOUND_PREFIX)
+
+
+def _files(files: Path | None) -> Iterator[str]:
+    """The session's own directories; a trial sandbox has none."""
+    if files is None:
+        yield from ("--dir", "/workspace", "--chdir", "/workspace")
+        return
+    inside = {"workspace": "/workspace", "home": HOME, "tmp": "/tmp", "outputs": "/mnt/session/outputs"}
+    for name, place in inside.items():
+        yield from ("--bind", str(files / name), place)
+    yield from ("--ro-bind", str(files / "uploads"), "/mnt/session/uploads", "--chdir", "/workspace")
