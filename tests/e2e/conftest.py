@@ -40,8 +40,8 @@ cache_read = 1.0
 cache_write_5m = 1.0
 cache_write_1h = 1.0
 """
-"""Settings of the server that most tests share: it pings often, retries soon, and knows what the model "priced" costs:
-a dollar for a million tokens of any kind, and nothing it cannot count."""
+"""Settings of the server that most tests share: it pings often, retries soon, and has a list price for the model
+"priced": a dollar for a million tokens of any kind."""
 
 
 class ServerProcess:

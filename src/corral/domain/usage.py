@@ -101,6 +101,16 @@ def token_cost_microdollars(tokens: RequestTokens, price: Price) -> int:
     )
 
 
+def prompt_tokens(tokens: RequestTokens) -> int:
+    """The length of the prompt, whether it was read from a cache, written to one, or neither."""
+    return (
+        tokens.input_tokens
+        + tokens.cache_read_input_tokens
+        + tokens.cache_creation_5m_input_tokens
+        + tokens.cache_creation_1h_input_tokens
+    )
+
+
 def add(totals: UsageTotals, tokens: RequestTokens) -> UsageTotals:
     """The totals after one more request."""
     known = totals.token_cost_microdollars is not None and tokens.cost_microdollars is not None

@@ -19,7 +19,8 @@ from corral.domain.content import AssistantBlock, RedactedThinkingBlock, TextBlo
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append, Change
 from corral.domain.session import Session, SessionState
-from corral.domain.usage import Price, RequestTokens, token_cost_microdollars
+from corral.domain.model import ListPrice
+from corral.domain.usage import RequestTokens, prompt_tokens, token_cost_microdollars
 from corral.harness.draft import Draft
 from corral.harness.permissions import Verdict
 from corral.interfaces import ModelResponse, ModelUsage
@@ -51,7 +52,7 @@ def read(
     *,
     custom_tools: frozenset[str],
     known_tools: frozenset[str],
-    price: Price | None,
+    price: ListPrice | None,
 ) -> Answer:
     """Translate a response. `verdicts` holds the permission of each built-in call by the model's id for it."""
     events: list[ev.AnyEvent] = []
@@ -119,12 +120,13 @@ def commit_answer(
     return changes
 
 
-def cost(usage: ModelUsage, price: Price | None) -> RequestTokens:
+def cost(usage: ModelUsage, price: ListPrice | None) -> RequestTokens:
     """What a request used, with its list cost if the model has a price."""
     tokens = RequestTokens(**msgspec.structs.asdict(usage))
     if price is None:
         return tokens
-    return msgspec.structs.replace(tokens, cost_microdollars=token_cost_microdollars(tokens, price))
+    band = price.for_prompt(prompt_tokens(tokens))
+    return msgspec.structs.replace(tokens, cost_microdollars=token_cost_microdollars(tokens, band))
 
 
 def _add_text(events: list[ev.AnyEvent], event_id: str, block: TextBlock) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from corral.config import HarnessSettings
-from corral.domain.usage import Price
+from corral.domain.model import ListPrice
 from corral.interfaces import Bus, Clock, EventLog, Provider, Sandboxes, Tool
 
 
@@ -18,7 +18,7 @@ class Parts(NamedTuple):
     provider: Provider
     sandboxes: Sandboxes
     tools: Mapping[str, Tool]
-    price: Callable[[str], Price | None]
+    price: Callable[[str], ListPrice | None]
     """List price of a model id."""
     spending_stopped: Callable[[], Awaitable[bool]]
     """Whether the organisation's spend limit is reached."""

@@ -29,7 +29,7 @@ from corral.interfaces import ModelChunk, ModelRequest, PromptMessage, ToolSpec
 from corral.providers.local_file import model_file
 from corral.providers.local_gguf import chat_template
 from corral.providers.local_server import ServerOrder
-from corral.providers.local_template import adjusted
+from corral.providers.local_template import ERROR_PREFIX, adjusted
 from corral.providers.messages_request import WireRequest, encode_request
 from corral.providers.messages_wire import MessagesClient
 
@@ -198,6 +198,6 @@ def _plain_result(result: ToolResultBlock) -> ToolResultBlock:
     content = tuple(_plain_blocks(result.content))
     texts = [block.text for block in content if isinstance(block, TextBlock)]
     text = "\n".join(texts) or "(no output)"
-    if result.is_error and not text.lower().startswith("error"):
-        text = f"Error: {text}"
+    if result.is_error:
+        text = f"{ERROR_PREFIX}{text}"
     return msgspec.structs.replace(result, content=(TextBlock(text=text),))

@@ -26,6 +26,9 @@ AFTER_RESULT: Final = (
     "If the user asked for another step, such as running the program, call the function for it now. Otherwise tell "
     "the user in one sentence what was done."
 )
+AFTER_ERROR: Final = "That did not work. Call a function now that corrects it, or that does the step which is missing."
+ERROR_PREFIX: Final = "Error: "
+"""How `local.py` marks a result that is an error."""
 
 
 def adjusted(template: str | None) -> str | None:
@@ -35,7 +38,8 @@ def adjusted(template: str | None) -> str | None:
     template = _with_rules(template)
     template = template.replace(HOW_TO_CALL, "in a ```json code block")
     template = template.replace(CALL_OPENS, "```json").replace(CALL_CLOSES, "```")
-    return template.replace(RESULT_CLOSES, rf"{RESULT_CLOSES} + ('\n\n{AFTER_RESULT}' if loop.last else '')")
+    note = f"('{AFTER_ERROR}' if '{ERROR_PREFIX}' in message.content else '{AFTER_RESULT}')"
+    return template.replace(RESULT_CLOSES, rf"{RESULT_CLOSES} + ('\n\n' + {note} if loop.last else '')")
 
 
 def _with_rules(template: str) -> str:

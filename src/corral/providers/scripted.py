@@ -18,11 +18,15 @@ A step is a part, or an array of parts that make one answer. A part is an object
     {"hang": true}           say no more until cancelled
     {"parallel": [part, ...]}, {"then": [part, ...]}                 more parts, after the keys above
     {"stop": reason}, {"usage": {...}}, {"refuse": category, "explanation": text}      override the end of the answer
+
+The judge of the `auto` policy asks about one call, and takes its answer from that call: "judge:DENY" anywhere in the
+call's input makes it say DENY, any other word likewise; "judge:fail" breaks the request; without a word it says ALLOW.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, TypeAlias, cast
@@ -53,6 +57,9 @@ from corral.interfaces import (
 
 FENCE = "```script"
 SCRIPT_STEPS_MAX = 10_000
+JUDGED_CALL = re.compile(r"<call>\n([^\n]*)\n</call>\Z")
+"""How a request ends that puts a call to the judge. The call is JSON on one line, so what it holds cannot end it."""
+JUDGEMENT = re.compile(r"judge:(\w+)")
 
 Failure: TypeAlias = Literal["overloaded", "rate_limited", "unreachable", "refused", "billing", "overflow"]
 StopReason: TypeAlias = Literal["end_turn", "tool_use", "max_tokens", "stop_sequence", "pause_turn", "refusal"]
@@ -186,6 +193,8 @@ class _Answer:
 def _step(request: ModelRequest) -> tuple[Part, ...]:
     """The parts of the answer that this request asks for."""
     position, text = _latest_user_text(request.messages)
+    if not request.tools and (judged := JUDGED_CALL.search(text)):
+        return (_judgement(judged[1]),)
     if FENCE in text:
         script, index = parse_script(text), _assistant_messages(request.messages[position:])
     elif FENCE in request.system:
@@ -196,6 +205,14 @@ def _step(request: ModelRequest) -> tuple[Part, ...]:
         return (Part(say="Done."),)
     step = script[index]
     return (step,) if isinstance(step, Part) else step
+
+
+def _judgement(call: str) -> Part:
+    """The judge's answer on a call."""
+    word = JUDGEMENT.search(call)
+    if word is not None and word[1] == "fail":
+        return Part(fail="overloaded")
+    return Part(say="ALLOW" if word is None else word[1])
 
 
 def parse_script(text: str) -> tuple[Step, ...]:
