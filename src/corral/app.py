@@ -99,6 +99,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         )
         await engine.start(harness, await store.log.unfinished())
         stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
+        stack.callback(sandboxes.leave)
         services = Services(
             log=store.log,
             records=store.records,

@@ -198,6 +198,10 @@ class Sandboxes(Protocol):
         """Stop the session's sandbox and remove its files. Idempotent; no error when there is none."""
         ...
 
+    def leave(self) -> None:
+        """The server is about to stop: from now on a cancelled call goes on inside, for the next server to collect."""
+        ...
+
     async def close(self) -> None:
         """Drop connections. Running sandboxes stay for the next server to find; they end by themselves later."""
         ...

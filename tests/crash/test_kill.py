@@ -33,12 +33,16 @@ def start_slow_command(server: ServerProcess) -> str:
 
 
 @pytest.mark.parametrize("command_ends", ["while the server is down", "after the restart"])
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGTERM"])
 def test_a_command_that_outlives_the_server_has_one_result_and_ran_once(
-    server: ServerProcess, command_ends: str
+    server: ServerProcess, command_ends: str, signal_name: str
 ) -> None:
     session_id = start_slow_command(server)
     go = server.workspace(session_id) / "go"
-    server.kill()
+    if signal_name == "SIGKILL":
+        server.kill()
+    else:
+        assert server.stop() == 0
     if command_ends == "while the server is down":
         go.touch()
     server.start()

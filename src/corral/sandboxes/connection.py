@@ -94,6 +94,8 @@ class Connection:
         self._waiting: dict[int, _Waiting] = {}
         self._number = 0
         self._silent_reconnections = 0
+        self.leaving = False
+        """True when the server stops: calls that are cancelled then go on inside, for the next server to collect."""
         # The connection outlives every request, so no request's task group can own its reader; `close` awaits it.
         self._serving = asyncio.create_task(self._serve(), name="sandbox connection")
 
@@ -115,7 +117,8 @@ class Connection:
             await self._cancel(call.call_id)
             raise SandboxLost(SILENT) from None
         except asyncio.CancelledError:
-            await self._cancel(call.call_id)
+            if not self.leaving:
+                await self._cancel(call.call_id)
             raise
         if answer.unknown and known_only:
             raise SandboxLost(PREDECESSOR_LOST)

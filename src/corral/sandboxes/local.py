@@ -199,6 +199,11 @@ class LocalSandboxes(ABC):
                 await self._reap(session_id)
                 await anyio.to_thread.run_sync(directory.remove)
 
+    def leave(self) -> None:
+        """See `Sandboxes.leave`."""
+        for connection in self._connections.values():
+            connection.leaving = True
+
     async def close(self) -> None:
         """See `Sandboxes.close`."""
         for connection in list(self._connections.values()):
