@@ -9,9 +9,9 @@ import time
 
 from anthropic import Anthropic
 
-TASK = sys.argv[1] if len(sys.argv) > 1 else (
-    "Create a Python script that writes the first 20 Fibonacci numbers to fibonacci.txt, one per line, and run it."
-)
+TASK = "Create a Python script that writes the first 20 Fibonacci numbers to fibonacci.txt, one per line, and run it."
+if len(sys.argv) > 1:
+    TASK = sys.argv[1]
 
 client = Anthropic()
 

@@ -6,6 +6,7 @@ checks that run against every implementation. Nothing here does anything.
 
     EventLog   what happened: sessions, their events and their state     storage/{sqlite,ephemeral}
     Records    everything else that lasts: agents, environments, keys    storage/{sqlite,ephemeral}
+    Archive    both at once, for moving in and out                       storage/{sqlite,ephemeral}
     Bus        what is happening: frames for open streams                engines/local
     Engine     who advances which session, and when                      engines/local
     Sandboxes  where tools run                                           sandboxes/{bubblewrap,process}
@@ -16,7 +17,8 @@ checks that run against every implementation. Nothing here does anything.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -24,8 +26,9 @@ import msgspec
 
 from corral.domain import turn
 from corral.domain.content import AssistantBlock, JsonObject, PromptBlock, ResultBlock
-from corral.domain.event import AnyEvent
+from corral.domain.event import StoredEvent
 from corral.domain.lifecycle import Change, Row
+from corral.domain.restored import RestoredEvent
 from corral.domain.session import Session, SessionState
 
 # ---------------------------------------------------------------------------------------------------- clock
@@ -279,8 +282,10 @@ class LoggedEvent(NamedTuple):
     """An event read back."""
 
     seq: int
-    event: AnyEvent
+    event: StoredEvent
     private: bytes | None
+    body: bytes = b""
+    """The event as the wire has it, byte for byte as it was stored; empty for one that did not come from the store."""
 
 
 class EventsQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -428,6 +433,37 @@ class Records(Protocol):
 
     async def delete(self, kind: str, record_id: str, workspace_id: str) -> None:
         """Remove a record. Raises `NotFound`."""
+        ...
+
+
+# ----------------------------------------------------------------------------------------------------- archive
+
+
+class Restored(NamedTuple):
+    """A session from elsewhere, with its history."""
+
+    session: Session
+    events: Iterable[RestoredEvent]
+    """In the order of history, queued ones last. Read once, and before `state`."""
+    state: Callable[[], SessionState]
+    """What the events add up to. Its queue counts their positions from 1."""
+
+
+class Archive(Protocol):
+    """Everything in one store, for moving in and out."""
+
+    async def workspaces(self) -> list[str]:
+        """Ids of all workspaces that have something, sorted."""
+        ...
+
+    async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+        """Store everything under its own ids, in one transaction; nothing is published and no spending is counted.
+
+        Items are taken one at a time, perhaps on another thread, and from the beginning again if the transaction has
+        to be repeated. What exists already and is the same on the wire is left alone and counted in the answer, by
+        kind (`session` for sessions). Raises `Conflict` for what exists and differs, and what the iteration raises;
+        then nothing is stored.
+        """
         ...
 
 

@@ -93,7 +93,7 @@ def test_a_model_that_fails_ends_the_turn_with_an_error_and_the_session_stays_us
 
 
 def test_what_the_agent_needs_is_in_the_sandbox(server: ServerProcess) -> None:
-    command = "python3 -c 'print(1+1)'; rg --version | head -1 | cut -d' ' -f1; pwd; id -u; ls -d /mnt/session/outputs"
+    command = "python -c 'print(1+1)'; rg --version | head -1 | cut -d' ' -f1; pwd; id -u; ls -d /mnt/session/outputs"
     with server.client() as client:
         session = new_session(client)
         (text,) = results(turn(client, session.id, script({"tool": "bash", "input": {"command": command}})))

@@ -135,7 +135,7 @@ async def find(services: Services, workspace_id: str, agent_id: str, version: in
     if version is None or version == latest.version:
         return latest
     try:
-        record = await services.records.get(VERSION_KIND, _version_id(agent_id, version), workspace_id)
+        record = await services.records.get(VERSION_KIND, version_id(agent_id, version), workspace_id)
     except NotFound as error:
         raise NotFound(f"Agent {agent_id} has no version {version}.") from error
     return _version_of(latest, record)
@@ -165,7 +165,7 @@ async def _put(call: Call, agent: Agent, *, revision: int, new_version: bool = T
         return
     version = Record(
         kind=VERSION_KIND,
-        id=_version_id(agent.id, agent.version),
+        id=version_id(agent.id, agent.version),
         workspace_id=call.workspace_id,
         created_at=agent.updated_at,
         body=body,
@@ -199,5 +199,6 @@ def _version_of(latest: Agent, record: Record) -> Agent:
     return msgspec.structs.replace(_agent(record), archived_at=latest.archived_at)
 
 
-def _version_id(agent_id: str, version: int) -> str:
+def version_id(agent_id: str, version: int) -> str:
+    """The id of the record of a version."""
     return f"{agent_id}:{version:010d}"

@@ -126,8 +126,8 @@ def _echo(sent: ev.ClientEvent, stored: ev.AnyEvent | None, call: Call) -> ev.Cl
     return msgspec.structs.replace(sent, processed_at=call.services.clock.now())
 
 
-async def list_(call: Call) -> Page[ev.AnyEvent]:
-    """`GET /v1/sessions/{session_id}/events`."""
+async def list_(call: Call) -> Page[msgspec.Raw]:
+    """`GET /v1/sessions/{session_id}/events`. Bodies go out as they are stored: imported ones may say more than we read."""
     query = call.query(ListQuery)
     session = (await call.services.log.snapshot(call.path["session_id"], call.workspace_id)).session
     binding = f"{session.id}:{pages.binding_of(query)}"
@@ -149,7 +149,7 @@ async def list_(call: Call) -> Page[ev.AnyEvent]:
     )
     shown = found[: query.limit]
     next_page = _cursor(shown[-1], binding) if len(found) > query.limit else None
-    return Page(data=tuple(logged.event for logged in shown), next_page=next_page)
+    return Page(data=tuple(msgspec.Raw(logged.body) for logged in shown), next_page=next_page)
 
 
 def _cursor(logged: LoggedEvent, binding: str) -> str:

@@ -102,9 +102,12 @@ def _next(session: Session, state: SessionState, limits: Limits, now: datetime) 
         return [], RunCalls(due)
     if state.pending:
         return idle(session, state, ev.RequiresAction(event_ids=tuple(call.id for call in state.pending)), now), None
+    capped = reached(session.budget, state.totals, state.active_at(now))
     if not state.answer_due and not state.queue:
-        return idle(session, state, ev.EndTurn(), now), None
-    if limits.spending_stopped or reached(session.budget, state.totals, state.active_at(now)):
+        # The last request may have crossed the cap and finished: its thread is done, and the session is paused.
+        session_stop_reason = ev.BudgetReached() if capped else None
+        return idle(session, state, ev.EndTurn(), now, session_stop_reason=session_stop_reason), None
+    if limits.spending_stopped or capped:
         return idle(session, state, ev.BudgetReached(), now), None
     if state.rounds >= limits.rounds_max:
         message = ROUNDS_ARE_UP.format(limits.rounds_max)
@@ -131,8 +134,12 @@ def idle(
     now: datetime,
     *,
     stop_details: ev.RefusalDetails | None = None,
+    session_stop_reason: ev.StopReason | None = None,
 ) -> list[Change]:
-    """The session and its primary thread stop. `session.usage` stands right before `session.status_idle`."""
+    """The session and its primary thread stop. `session.usage` stands right before `session.status_idle`.
+
+    `session_stop_reason` is the session's where it differs from the thread's.
+    """
     return [
         Append(
             ev.SessionThreadStatusIdle(
@@ -148,7 +155,11 @@ def idle(
                 id=new_id("sevt"), usage=snapshot(state.totals, state.active_at(now)), budget=session.budget
             )
         ),
-        Append(ev.SessionStatusIdle(id=new_id("sevt"), stop_reason=stop_reason, stop_details=stop_details)),
+        Append(
+            ev.SessionStatusIdle(
+                id=new_id("sevt"), stop_reason=session_stop_reason or stop_reason, stop_details=stop_details
+            )
+        ),
     ]
 
 

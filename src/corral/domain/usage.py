@@ -65,6 +65,8 @@ class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
     cache_read_input_tokens: int = 0
     cache_creation_5m_input_tokens: int = 0
     cache_creation_1h_input_tokens: int = 0
+    web_fetch_requests: int = 0
+    web_search_requests: int = 0
     token_cost_microdollars: int | None = 0
     """None once a request ran on a model without a list price: the sum is unknown from then on."""
 
@@ -114,7 +116,8 @@ def prompt_tokens(tokens: RequestTokens) -> int:
 def add(totals: UsageTotals, tokens: RequestTokens) -> UsageTotals:
     """The totals after one more request."""
     known = totals.token_cost_microdollars is not None and tokens.cost_microdollars is not None
-    return UsageTotals(
+    return msgspec.structs.replace(
+        totals,
         input_tokens=totals.input_tokens + tokens.input_tokens,
         output_tokens=totals.output_tokens + tokens.output_tokens,
         cache_read_input_tokens=totals.cache_read_input_tokens + tokens.cache_read_input_tokens,
@@ -146,7 +149,31 @@ def snapshot(totals: UsageTotals, active_milliseconds: int) -> UsageSnapshot:
         input_tokens=totals.input_tokens,
         list_cost=None if cost is None else MonetaryAmount(amount=str(-(-cost // 10_000))),
         output_tokens=totals.output_tokens,
+        server_tool_use=ServerToolUse(
+            web_fetch_requests=totals.web_fetch_requests, web_search_requests=totals.web_search_requests
+        ),
     )
+
+
+def totals_of(usage: UsageSnapshot) -> UsageTotals:
+    """Totals that give this snapshot again. Cents are all that is known of the cost, so they are taken as exact."""
+    cost = None if usage.list_cost is None else int(usage.list_cost.amount) * 10_000
+    running = list_cost_microdollars(UsageTotals(), active_milliseconds_of(usage)) or 0
+    return UsageTotals(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_input_tokens=usage.cache_read_input_tokens,
+        cache_creation_5m_input_tokens=usage.cache_creation.ephemeral_5m_input_tokens,
+        cache_creation_1h_input_tokens=usage.cache_creation.ephemeral_1h_input_tokens,
+        web_fetch_requests=usage.server_tool_use.web_fetch_requests,
+        web_search_requests=usage.server_tool_use.web_search_requests,
+        token_cost_microdollars=None if cost is None else cost - running,
+    )
+
+
+def active_milliseconds_of(usage: UsageSnapshot) -> int:
+    """The running time that a snapshot shows."""
+    return round(usage.active_seconds * 1000)
 
 
 def reached(budget: BudgetLimit | None, totals: UsageTotals, active_milliseconds: int) -> bool:

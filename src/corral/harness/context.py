@@ -52,7 +52,7 @@ class Context:
             self.seq = logged.seq
             self._fold(logged.event, logged.private)
 
-    def _fold(self, event: ev.AnyEvent, private: bytes | None) -> None:
+    def _fold(self, event: ev.StoredEvent, private: bytes | None) -> None:
         match event:
             case ev.UserMessage():
                 self._arriving.append(PromptMessage(role="user", content=_prompt_blocks(event.content)))

@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,15 @@ import anyio.to_thread
 import msgspec
 
 from corral.config import LocalModelSettings
-from corral.domain.content import DocumentBlock, ImageBlock, PromptBlock, TextBlock, ToolResultBlock
+from corral.domain.content import (
+    DocumentBlock,
+    ImageBlock,
+    JsonObject,
+    PromptBlock,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from corral.errors import MachineUnfit, ProviderRefused
 from corral.interfaces import ModelChunk, ModelRequest, PromptMessage, ToolSpec
 from corral.providers.local_file import model_file
@@ -57,7 +65,7 @@ class LocalProvider:
             client = await self._client()
         except MachineUnfit as error:
             raise ProviderRefused(error.message) from error
-        async with aclosing(client.stream(_wire_request(request, self._settings))) as chunks:
+        async with aclosing(client.stream(wire_request(request, self._settings))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -154,12 +162,13 @@ class _Child:
         return " ".join(self._log.read().decode(errors="replace").split()) or "it ended without a word"
 
 
-def _wire_request(request: ModelRequest, settings: LocalModelSettings) -> WireRequest:
+def wire_request(request: ModelRequest, settings: LocalModelSettings) -> WireRequest:
     """The request as a small model can take it: plain text, few parameters, no chance, a short answer."""
     request = msgspec.structs.replace(
         request,
         messages=tuple(map(_plain_message, request.messages)),
-        tools=tuple(map(_short_tool, request.tools)),
+        # What it does for the second time it would do for ever; without tools it can only answer.
+        tools=() if repeats(request.messages) else tuple(map(_short_tool, request.tools)),
         output_tokens_max=min(request.output_tokens_max, settings.output_tokens_max),
     )
     return WireRequest(encode_request(request, extras={"temperature": 0}), {})
@@ -201,3 +210,16 @@ def _plain_result(result: ToolResultBlock) -> ToolResultBlock:
     if result.is_error:
         text = f"{ERROR_PREFIX}{text}"
     return msgspec.structs.replace(result, content=(TextBlock(text=text),))
+
+
+def repeats(messages: Sequence[PromptMessage]) -> bool:
+    """Whether the latest tool calls were all made before, in the same turn."""
+    made: list[tuple[str, JsonObject]] = []
+    latest: list[tuple[str, JsonObject]] = []
+    for message in messages:
+        if message.role == "user" and any(isinstance(block, TextBlock) for block in message.content):
+            made, latest = [], []
+        elif message.role == "assistant":
+            made += latest
+            latest = [(block.name, block.input) for block in message.content if isinstance(block, ToolUseBlock)]
+    return bool(latest) and all(call in made for call in latest)

@@ -19,9 +19,13 @@ HOW_TO_CALL: Final = "within <tool_call></tool_call> XML tags"
 
 RULES: Final = (
     "You act only through functions: nothing is written or run unless you call one. Answer a task with a function "
-    "call, not with code for the user to run. To make a program, write its source to a file such as program.py, then "
+    "call, not with code for the user to run."
+)
+RULE_OF_WRITE: Final = (
+    "To make a program, first write its source to a file, such as program.py, with the write function. After that, "
     "run it with bash."
 )
+"""Said only to a model that has a `write` function."""
 AFTER_RESULT: Final = (
     "If the user asked for another step, such as running the program, call the function for it now. Otherwise tell "
     "the user in one sentence what was done."
@@ -48,4 +52,9 @@ def _with_rules(template: str) -> str:
     template = template.replace(r"{{\"name\": <function-name>", r"{\"name\": <function-name>")
     template = template.replace("<args-json-object>}}", "<args-json-object>}")
     explained, end, rest = template.partition(rf"{CALL_CLOSES}<|im_end|>")
-    return rf"{explained}{CALL_CLOSES}\n\n{RULES}<|im_end|>{rest}" if end else template
+    if not end:
+        return template
+    write = (
+        f"""{{%- for tool in tools if tool.function.name == 'write' %}}{{{{- " {RULE_OF_WRITE}" }}}}{{%- endfor %}}"""
+    )
+    return rf'{explained}{CALL_CLOSES}\n\n{RULES}" }}}}{write}{{{{- "<|im_end|>{rest}'

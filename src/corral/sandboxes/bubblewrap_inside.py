@@ -64,6 +64,9 @@ def base_parts(python: programs.Python) -> Mapping[str, str]:
     if not python.base_has_python:
         run = f'LD_LIBRARY_PATH={programs.BOUND_PREFIX}/lib exec {python.executable} "$@"'
         parts["bin/python3"] = f"#!/bin/sh\n{run}\n"
+    if not any(Path(place, "python").exists() for place in ("/usr/bin", "/usr/local/bin")):
+        # Debian has no `python`, and models write it all the time.
+        parts["bin/python"] = '#!/bin/sh\nexec python3 "$@"\n'
     return parts
 
 

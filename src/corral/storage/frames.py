@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from corral.domain.event import AnyEvent, SessionDeleted
+from corral.domain.event import AnyEvent, OtherEvent, SessionDeleted, StoredEvent
 from corral.domain.ids import new_id
 from corral.interfaces import Frame, LoggedEvent
 
@@ -20,6 +20,7 @@ TYPES: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_
 
 encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_other = msgspec.json.Decoder(OtherEvent)
 
 
 class EventRow(NamedTuple):
@@ -50,10 +51,18 @@ def deleted_frame(session_id: str, now: datetime) -> Frame:
 
 
 def read_event(body: bytes) -> AnyEvent:
-    """A row's body as an event."""
+    """The body of a row that Corral wrote as an event."""
     return _decoder.decode(body)
+
+
+def read_stored(body: bytes) -> StoredEvent:
+    """Any row's body as an event."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError:
+        return _other.decode(body)
 
 
 def logged(seq: int, body: bytes, private: bytes | None) -> LoggedEvent:
     """A row read back."""
-    return LoggedEvent(seq, _decoder.decode(body), private)
+    return LoggedEvent(seq, read_stored(body), private, body)
