@@ -23,7 +23,7 @@ from corral.engines.local import LocalEngine
 from corral.errors import MachineUnfit
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import EventLog, Provider, Records, Sandboxes
+from corral.interfaces import Archive, EventLog, Provider, Records, Sandboxes
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.routing import RoutedProvider, default_routes
@@ -120,6 +120,25 @@ async def open_records(settings: Settings) -> AsyncGenerator[Records]:
     store = await open_store(settings.database, bus=bus, clock=SystemClock(), exclusive=False)
     try:
         yield store.records
+    finally:
+        await store.close()
+
+
+class Storage(NamedTuple):
+    """A store that this process has to itself."""
+
+    log: EventLog
+    records: Records
+    archive: Archive
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings) -> AsyncGenerator[Storage]:
+    """The whole store, for commands that move things in or out. Raises `MachineUnfit` while a server has it."""
+    bus = LocalBus(frames_max=1, bytes_max=1)
+    store = await open_store(settings.database, bus=bus, clock=SystemClock())
+    try:
+        yield Storage(store.log, store.records, store.archive)
     finally:
         await store.close()
 

@@ -127,7 +127,7 @@ def _echo(sent: ev.ClientEvent, stored: ev.AnyEvent | None, call: Call) -> ev.Cl
 
 
 async def list_(call: Call) -> Page[msgspec.Raw]:
-    """`GET /v1/sessions/{session_id}/events`. Bodies go out as they are stored: imported ones may say more than we read."""
+    """`GET /v1/sessions/{session_id}/events`. Bodies go out as they are stored: imported ones may say more."""
     query = call.query(ListQuery)
     session = (await call.services.log.snapshot(call.path["session_id"], call.workspace_id)).session
     binding = f"{session.id}:{pages.binding_of(query)}"

@@ -1,7 +1,8 @@
 """Events: the facts of a session's log, one class for each type, exactly as the wire has them.
 
 `AnyEvent` lists what Corral can write today; the SDK knows more (threads, outcomes, workflow runs), and they come
-with the features that emit them. A log that came from elsewhere may hold them already: they are `OtherEvent`. A field that the contract calls *absent* is `UNSET`; one it calls *null* is None.
+with the features that emit them. A log that came from elsewhere may hold them already: they are `OtherEvent`. A field
+that the contract calls *absent* is `UNSET`; one it calls *null* is None.
 Every event has `id` and `processed_at`; a client's event has `processed_at: null` while it is queued.
 What an event does to a session is `lifecycle.py`'s business. Previews (`event_start`, `event_delta`) are not facts:
 they are in `preview.py`.
@@ -337,7 +338,7 @@ AnyEvent: TypeAlias = (
 
 
 class OtherEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that Corral cannot write. It came with `corral import`; nobody acts on it, and its body is kept whole."""
+    """An event that Corral cannot write. It came with `corral import`; its body is kept, and nobody acts on it."""
 
     id: str
     type: str

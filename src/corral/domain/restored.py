@@ -1,10 +1,10 @@
 """Sessions that happened elsewhere: what their history means here.
 
-`History` reads a session's events as `corral import` hands them over, checks that they can be a history at all, and gives
-back the rows to store and the state that they add up to. Two things are not in the events and are made up for here: the
-model's exact answers, which are put together from the events of each model request, and the part of the state that the
-session object knows better (status, usage, times), which wins. Events that Corral cannot write are kept and otherwise
-ignored. Nothing here does I/O; the lines of the file are `moving.py`'s business.
+`History` reads a session's events as `corral import` hands them over, checks that they can be a history at all, and
+gives back the rows to store and the state that they add up to. Two things are not in the events. The model's exact
+answers are put together from the events of each model request; and what the session object knows better (status, usage,
+times) wins over what the events say. Events that Corral cannot write are kept and otherwise ignored. Nothing here does
+I/O; the lines of the file are `moving.py`'s business.
 
 An answer waits until it is known which of its calls were answered: one that never was has no place in a prompt.
 """
@@ -69,6 +69,7 @@ class History:
     def __init__(self, session_id: str) -> None:
         self._state = SessionState(thread_id=f"sthr_{session_id.partition('_')[2] or session_id}")
         self._knows_thread = False
+        self._pending: tuple[PendingCall, ...] = ()
         self._asking = False
         self._answer: list[AssistantBlock] = []
         self._unanswered: set[str] = set()
@@ -95,13 +96,13 @@ class History:
         return self._hold(row)
 
     def rest(self, view: SessionView) -> list[RestoredEvent]:
-        """The rows that are left at the end. Afterwards there are no more events."""
-        return self._release(keep={call.id for call in self._pending(view)})
+        """The rows that are left at the end. Afterwards there are no more events, and `state` may be asked for."""
+        self._pending = self._still_pending(view)
+        return self._release(keep={call.id for call in self._pending})
 
     def state(self, view: SessionView, now: datetime, tools: Collection[str]) -> SessionState:
         """What the events and the session object add up to. `tools` are the built-in tools that can run here."""
-        pending = self._pending(view)
-        _check_pending(self._state, view, pending, tools)
+        _check_pending(self._state, view, self._pending, tools)
         working = view.status in ("running", "rescheduling")
         paused = isinstance(self._state.stop_reason, ev.RequiresAction | ev.BudgetReached)
         return msgspec.structs.replace(
@@ -109,7 +110,7 @@ class History:
             status=view.status,
             stop_reason=self._state.stop_reason if view.status == "idle" else None,
             last_at=_last_at(self._state.last_at, view.updated_at, now),
-            pending=pending,
+            pending=self._pending,
             open_request_id=self._state.open_request_id if working else None,
             answer_due=self._state.answer_due and (working or paused),
             rounds=self._state.rounds if working or paused else 0,
@@ -160,10 +161,20 @@ class History:
             case _:
                 return state
 
-    def _pending(self, view: SessionView) -> tuple[PendingCall, ...]:
-        """Calls that still are to be run or answered, as far as the session's status allows any."""
-        waits = view.status == "idle" and isinstance(self._state.stop_reason, ev.RequiresAction)
-        return self._state.pending if waits or view.status in ("running", "rescheduling") else ()
+    def _still_pending(self, view: SessionView) -> tuple[PendingCall, ...]:
+        """Calls that still are to be run or answered, as far as the session's status allows any.
+
+        Calls of an answer that was cut off are none: the request will be made anew.
+        """
+        if view.status == "terminated" or (view.status == "idle" and not self._waits):
+            return ()
+        answer = self._answer if self._asking else ()
+        cut_off = {block.id for block in answer if isinstance(block, ToolUseBlock)}
+        return tuple(call for call in self._state.pending if call.id not in cut_off)
+
+    @property
+    def _waits(self) -> bool:
+        return isinstance(self._state.stop_reason, ev.RequiresAction)
 
     # ----------------------------------------------------------------------------------------------- the answers
 
@@ -189,11 +200,11 @@ class History:
         return [] if self._unanswered else self._release(keep=())
 
     def _take_result(self, call_id: str, row: RestoredEvent) -> list[RestoredEvent]:
-        if call_id not in self._unanswered:
+        if self._asking or call_id not in self._unanswered:
             raise Invalid(f"tool_use_id: {call_id} is no call of the model request before, or was answered already")
         self._unanswered.discard(call_id)
         rows = self._hold(row)
-        return rows if self._unanswered or self._asking else self._release(keep=())
+        return rows if self._unanswered else self._release(keep=())
 
     def _hold(self, row: RestoredEvent) -> list[RestoredEvent]:
         if not self._held:
@@ -238,7 +249,9 @@ def _check_pending(
     open_now = {call.id for call in pending if call.stage in ("asked", "waiting")}
     for event_id in state.stop_reason.event_ids:
         if event_id not in open_now:
-            raise Invalid(f"status: the session waits for {event_id}, which cannot be answered here; interrupt it there")
+            raise Invalid(
+                f"status: the session waits for {event_id}, which this server cannot take an answer to"
+            )
 
 
 def _last_at(last_at: datetime | None, updated_at: datetime, now: datetime) -> datetime | None:

@@ -8,8 +8,10 @@ died at its n-th write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import zip_longest
 from typing import TypeVar
 
 import anyio.lowlevel
@@ -27,23 +29,37 @@ from corral.interfaces import (
     LoggedEvent,
     Record,
     RecordsQuery,
+    Restored,
     SessionsQuery,
     Snapshot,
     nothing,
 )
 from corral.storage.frames import EventRow, deleted_frame, logged
-from corral.storage.transaction import Outcome, admit, check_put, cost, fence, outcome_of, taken
+from corral.storage.transaction import (
+    Outcome,
+    admit,
+    check_put,
+    check_same_record,
+    check_same_session,
+    cost,
+    differs,
+    fence,
+    outcome_of,
+    same_body,
+    taken,
+)
 
 T = TypeVar("T")
 
 
 class EphemeralStore:
-    """Memory: `log` is the `EventLog`, `records` the `Records`."""
+    """Memory: `log` is the `EventLog`, `records` the `Records`, `archive` the `Archive`."""
 
     def __init__(self, bus: Bus, clock: Clock, *, before_write: Callable[[], None] | None = None) -> None:
         write = before_write or _write_nothing
         self.log = EphemeralLog(bus, clock, write)
         self.records = EphemeralRecords(write)
+        self.archive = EphemeralArchive(self.log, self.records, write)
 
     async def close(self) -> None:
         """Nothing to let go of."""
@@ -70,18 +86,19 @@ class EphemeralLog:
         self._bus = bus
         self._clock = clock
         self._before_write = before_write
-        self._sessions: dict[str, _Held] = {}
+        self.held: dict[str, _Held] = {}
+        """The archive shares it; nobody else looks at it."""
         self._spent_microdollars = 0
 
     async def create(self, session: Session, state: SessionState, decide: Decide) -> Committed:
         """See `EventLog`."""
         await anyio.lowlevel.checkpoint()
-        if session.id in self._sessions:
+        if session.id in self.held:
             raise Conflict(f"session {session.id} exists already")
         held = _Held(session, state)
         outcome = outcome_of(session, state, decide, self._clock.now(), lambda seq: held.rows[seq].body)
         self._before_write()
-        self._sessions[session.id] = held
+        self.held[session.id] = held
         self._keep(held, outcome, cost(None, outcome.committed.state))
         return outcome.committed
 
@@ -125,7 +142,7 @@ class EphemeralLog:
     async def sessions(self, query: SessionsQuery) -> list[Snapshot]:
         """See `EventLog`."""
         await anyio.lowlevel.checkpoint()
-        chosen = [held for held in self._sessions.values() if _is_listed(held, query)]
+        chosen = [held for held in self.held.values() if _is_listed(held, query)]
         descending = (query.order == "desc") != query.backwards
         chosen.sort(key=_birth, reverse=descending)
         if query.beyond is not None:
@@ -138,7 +155,7 @@ class EphemeralLog:
         """See `EventLog`."""
         await anyio.lowlevel.checkpoint()
         working = ("running", "rescheduling")
-        return sorted(session_id for session_id, held in self._sessions.items() if held.state.status in working)
+        return sorted(session_id for session_id, held in self.held.items() if held.state.status in working)
 
     async def spent_microdollars(self) -> int:
         """See `EventLog`."""
@@ -150,11 +167,11 @@ class EphemeralLog:
         held = self._get(session_id, workspace_id)
         allow(held.session, held.state)
         self._before_write()
-        del self._sessions[session_id]
+        del self.held[session_id]
         self._bus.publish([deleted_frame(session_id, self._clock.now())])
 
     def _get(self, session_id: str, workspace_id: str | None) -> _Held:
-        held = self._sessions.get(session_id)
+        held = self.held.get(session_id)
         admit(held.session if held else None, session_id, workspace_id)
         assert held is not None
         return held
@@ -175,12 +192,13 @@ class EphemeralRecords:
 
     def __init__(self, before_write: Callable[[], None]) -> None:
         self._before_write = before_write
-        self._records: dict[tuple[str, str], Record] = {}
+        self.held: dict[tuple[str, str], Record] = {}
+        """The archive shares it; nobody else looks at it."""
 
     async def put(self, *records: Record, expect: Mapping[str, int] | None = None) -> None:
         """See `Records`."""
         await anyio.lowlevel.checkpoint()
-        after = dict(self._records)
+        after = dict(self.held)
         for record in records:
             check_put(record, after.get((record.kind, record.id)), (expect or {}).get(record.id))
         for record in records:
@@ -188,12 +206,12 @@ class EphemeralRecords:
                 raise taken(record)
             after[record.kind, record.id] = record
         self._before_write()
-        self._records = after
+        self.held = after
 
     async def get(self, kind: str, record_id: str, workspace_id: str | None) -> Record:
         """See `Records`."""
         await anyio.lowlevel.checkpoint()
-        record = self._records.get((kind, record_id))
+        record = self.held.get((kind, record_id))
         if record is None or workspace_id not in (None, record.workspace_id):
             raise NotFound(f"{kind} {record_id} not found")
         return record
@@ -201,7 +219,7 @@ class EphemeralRecords:
     async def page(self, query: RecordsQuery) -> list[Record]:
         """See `Records`."""
         await anyio.lowlevel.checkpoint()
-        chosen = [record for record in self._records.values() if _is_wanted(record, query)]
+        chosen = [record for record in self.held.values() if _is_wanted(record, query)]
         chosen.sort(key=lambda record: (record.created_at, record.id), reverse=True)
         return chosen[: query.limit]
 
@@ -209,7 +227,68 @@ class EphemeralRecords:
         """See `Records`."""
         await self.get(kind, record_id, workspace_id)
         self._before_write()
-        del self._records[kind, record_id]
+        del self.held[kind, record_id]
+
+
+class EphemeralArchive:
+    """`Archive` in memory."""
+
+    def __init__(self, log: EphemeralLog, records: EphemeralRecords, before_write: Callable[[], None]) -> None:
+        self._log = log
+        self._records = records
+        self._before_write = before_write
+
+    async def workspaces(self) -> list[str]:
+        """See `Archive`."""
+        await anyio.lowlevel.checkpoint()
+        of_sessions = {held.session.workspace_id for held in self._log.held.values()}
+        return sorted(of_sessions | {record.workspace_id for record in self._records.held.values()})
+
+    async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+        """See `Archive`."""
+        await anyio.lowlevel.checkpoint()
+        sessions, records = dict(self._log.held), dict(self._records.held)
+        known: Counter[str] = Counter()
+        for item in items:
+            if isinstance(item, Record):
+                known[item.kind] += _restore_record(item, records)
+            else:
+                known["session"] += _restore_session(item, sessions)
+        self._before_write()
+        self._log.held, self._records.held = sessions, records
+        return +known
+
+
+def _restore_record(record: Record, records: dict[tuple[str, str], Record]) -> bool:
+    """Add the record; True if it was there."""
+    stored = records.get((record.kind, record.id))
+    if stored is not None:
+        check_same_record(record, stored)
+        return True
+    if any(_is_rival(record, other) for other in records.values()):
+        raise taken(record)
+    records[record.kind, record.id] = record
+    return False
+
+
+def _restore_session(restored: Restored, sessions: dict[str, _Held]) -> bool:
+    """Add the session; True if it was there."""
+    stored = sessions.get(restored.session.id)
+    rows = [
+        EventRow(seq, each.id, each.type, each.processed_at, each.body, each.private)
+        for seq, each in enumerate(restored.events, 1)
+    ]
+    state = restored.state()
+    if stored is not None:
+        for row, other in zip_longest(rows, sorted(stored.rows.values(), key=_place)):
+            if row is None or other is None or not same_body(row.body, other.body):
+                raise differs("session", restored.session.id)
+        check_same_session(stored.session, stored.state, restored.session, state)
+        return True
+    held = sessions[restored.session.id] = _Held(restored.session, state)
+    held.rows = {row.seq: row for row in rows}
+    assert state.seq == len(rows), "the state counts the events"
+    return False
 
 
 def _place(row: EventRow) -> tuple[bool, int]:

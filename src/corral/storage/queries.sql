@@ -117,6 +117,9 @@ WHERE s.workspace_id = :workspace_id
   AND (:include_archived OR s.archived_at IS NULL)
 ORDER BY s.created_at DESC, s.id DESC LIMIT :limit;
 
+-- name: workspaces
+SELECT workspace_id FROM sessions UNION SELECT workspace_id FROM records ORDER BY workspace_id;
+
 -- name: record
 SELECT kind, id, workspace_id, parent_id, unique_key, created_at, archived_at, revision, body
 FROM records WHERE kind = :kind AND id = :id;

@@ -9,7 +9,8 @@ opened it. The in-memory implementation for tests is `ephemeral.py`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import anyio.to_thread
@@ -25,6 +26,7 @@ from corral.interfaces import (
     LoggedEvent,
     Record,
     RecordsQuery,
+    Restored,
     SessionsQuery,
     Snapshot,
     nothing,
@@ -74,13 +76,14 @@ async def open_store(
 
 
 class SqliteStore:
-    """One SQLite file: `log` is the `EventLog`, `records` the `Records`."""
+    """One SQLite file: `log` is the `EventLog`, `records` the `Records`, `archive` the `Archive`."""
 
     def __init__(
         self, lock: Lock | None, connection: sqlite3.Connection, writer: Writer, readers: reads.Readers
     ) -> None:
         self._log = SqliteLog(writer, readers)
         self.records = SqliteRecords(writer, readers)
+        self._archive = SqliteArchive(writer, readers)
         self._lock = lock
         self._connection = connection
         self._writer = writer
@@ -92,6 +95,12 @@ class SqliteStore:
         """The log, for whoever has the file alone: its writer trusts what it keeps of sessions in memory."""
         assert self._lock is not None, "a shared store has records only"
         return self._log
+
+    @property
+    def archive(self) -> SqliteArchive:
+        """The archive, for whoever has the file alone."""
+        assert self._lock is not None, "a shared store has records only"
+        return self._archive
 
     async def close(self) -> None:
         """Commit what waits, then let the file go. No other call may be running or come later. Idempotent."""
@@ -179,3 +188,19 @@ class SqliteRecords:
     async def delete(self, kind: str, record_id: str, workspace_id: str) -> None:
         """See `Records`."""
         await self._writer.submit(lambda batch: batch.delete_record(kind, record_id, workspace_id))
+
+
+class SqliteArchive:
+    """`Archive` on a SQLite file."""
+
+    def __init__(self, writer: Writer, readers: reads.Readers) -> None:
+        self._writer = writer
+        self._readers = readers
+
+    async def workspaces(self) -> list[str]:
+        """See `Archive`."""
+        return await self._readers.run(reads.workspaces)
+
+    async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+        """See `Archive`. Items are taken on the writer's thread; SQLite keeps what does not fit into its memory."""
+        return await self._writer.submit(lambda batch: batch.restore(items))

@@ -10,13 +10,15 @@ done nothing; an `sqlite3.Error` instead spoils the whole transaction, and `sqli
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
-from corral.interfaces import Claim, Committed, Decide, Frame, Record
+from corral.interfaces import Claim, Committed, Decide, Frame, Record, Restored
 from corral.storage.frames import deleted_frame, encode
+from corral.storage.sqlite_restore import Restoring
 from corral.storage.sqlite_rows import (
     SEQ_BITS,
     SQL,
@@ -128,15 +130,35 @@ class Batch:
         if self._connection.execute(SQL["delete_record"], key).rowcount == 0:
             raise NotFound(f"{kind} {record_id} not found")
 
+    def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+        """`Archive.restore`: in a savepoint, and on the rows themselves, so what was collected must be there."""
+        self._hand_over()
+        self._connection.execute("SAVEPOINT restore")
+        try:
+            known = Restoring(self._connection).run(items)
+        except BaseException:
+            self._connection.execute("ROLLBACK TO restore")
+            self._connection.execute("RELEASE restore")
+            raise
+        self._connection.execute("RELEASE restore")
+        return known
+
     def flush(self) -> None:
-        """Hand what was collected to SQLite. Moved rows go before new ones come, deleted sessions are gone already."""
+        """Hand what was collected to SQLite."""
+        self._hand_over()
+        if self.spent:
+            self._connection.execute(SQL["add_spending"], (self.spent,))
+
+    def _hand_over(self) -> None:
+        """Moved rows go before new ones come, deleted sessions are gone already."""
         for position in self._moved:
             self._connection.execute(SQL["delete_event"], (position,))
         insert_all(self._connection, "insert_events", self._events.values())
         states = [(number, encode(state)) for number, state in self._states.items()]
         insert_all(self._connection, "put_states", states)
-        if self.spent:
-            self._connection.execute(SQL["add_spending"], (self.spent,))
+        self._moved.clear()
+        self._events.clear()
+        self._states.clear()
 
     # -------------------------------------------------------------------------------------------------- reading
 

@@ -161,6 +161,11 @@ def unfinished(connection: sqlite3.Connection) -> list[str]:
     return [session_id for (session_id,) in connection.execute(SQL["unfinished"])]
 
 
+def workspaces(connection: sqlite3.Connection) -> list[str]:
+    """Ids of workspaces that have something."""
+    return [workspace_id for (workspace_id,) in connection.execute(SQL["workspaces"])]
+
+
 def record(kind: str, record_id: str, workspace_id: str | None) -> Read[Record]:
     """One record."""
 

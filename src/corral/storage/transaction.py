@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from corral.domain.lifecycle import Row, commit
-from corral.domain.session import Session, SessionState
+from corral.domain.session import Session, SessionState, view
 from corral.errors import Conflict, NotFound, StaleEpoch
 from corral.interfaces import Committed, Decide, Frame, Record
 from corral.storage.frames import EventRow, frame_of, read_event, row_of
@@ -97,6 +97,31 @@ def check_put(record: Record, stored: Record | None, expected: int | None) -> No
         raise Conflict(f"{record.kind} {record.id} is at revision {revision}, not {expected}")
     if stored is not None and stored.workspace_id != record.workspace_id:
         raise Conflict(f"{record.kind} {record.id} belongs to another workspace")
+
+
+def same_body(body: bytes, other: bytes) -> bool:
+    """Whether two bodies are the same JSON."""
+    return body == other or msgspec.json.decode(body) == msgspec.json.decode(other)
+
+
+def check_same_record(record: Record, stored: Record) -> None:
+    """Raises `Conflict` if a restored record is not the stored one. How often it was changed does not matter."""
+    aged = msgspec.structs.replace(record, revision=stored.revision, body=stored.body)
+    if aged != stored or not same_body(record.body, stored.body):
+        raise differs(record.kind, record.id)
+
+
+def check_same_session(stored: Session, stored_state: SessionState, session: Session, state: SessionState) -> None:
+    """Raises `Conflict` if a restored session does not look like the stored one to a client."""
+    before = view(stored, stored_state, stored_state.last_at or stored.created_at)
+    after = view(session, state, state.last_at or session.created_at)
+    if before != after or stored.workspace_id != session.workspace_id:
+        raise differs("session", session.id)
+
+
+def differs(kind: str, object_id: str) -> Conflict:
+    """The error for an object that cannot be restored."""
+    return Conflict(f"{kind} {object_id} exists already and is not the same")
 
 
 def taken(record: Record) -> Conflict:
