@@ -38,7 +38,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "catalogue": frozenset({"domain", "config"}),
     "keys": BELOW,
     "serving": frozenset({"errors", "app"}),
-    "commands": BELOW | {"config", "conformance", "app", "keys", "serving"},
+    "moving": BELOW | {"api"},
+    "commands": BELOW | {"config", "conformance", "app", "keys", "moving", "serving"},
     "cli": BELOW | {"config", "conformance", "app", "commands", "serving"},
     "__main__": frozenset({"cli"}),
 }

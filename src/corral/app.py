@@ -34,6 +34,8 @@ from corral.storage.sqlite import open_store
 from corral.tools import TOOLS
 
 STOP_GRACE_SECONDS = 5.0
+BUILT_IN_TOOLS = frozenset(TOOLS)
+"""Names of the tools that this server can run."""
 
 SANDBOXES: Mapping[str, Callable[[Settings], Sandboxes]] = {
     "bubblewrap": lambda settings: BubblewrapSandboxes(settings.sandbox, settings.data_dir),
@@ -68,6 +70,8 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
     `provider` takes the place of the one that the settings name: for a program that brings its own models.
     Raises `MachineUnfit` before anything is stored when this machine cannot run it.
     """
+    if settings.engine != "local":
+        raise MachineUnfit(f"The `{settings.engine}` engine is not part of this release. It has: local.")
     clock = SystemClock()
     sandboxes = make_sandboxes(settings)
     await sandboxes.start()

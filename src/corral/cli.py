@@ -1,7 +1,7 @@
 """The command line: parses, then calls the rest. No decisions here.
 
 `corral serve` runs the server, `corral demo` shows it at work, `corral run` does one prompt, `corral doctor` explains
-the machine, `corral keys` manages API keys. An error of ours is one sentence on stderr and exit code 1; anything else
+the machine, `corral import` and `corral export` move in and out, `corral keys` manages API keys. An error of ours is one sentence on stderr and exit code 1; anything else
 is a bug and shows its traceback.
 """
 
@@ -98,6 +98,30 @@ def doctor(data_dir: DataDir = None, sandbox: SandboxName = None) -> None:
 
     settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
     raise typer.Exit(_run(lambda: examine(settings, out)))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="JSON lines of objects as the API returns them; see docs/moving.md.")],
+    workspace: Annotated[str, typer.Option(help="Workspace for lines that are under none.")] = "wrkspc_default",
+    data_dir: DataDir = None,
+) -> None:
+    """Move in: store agents, environments and sessions with their events under the ids they have."""
+    from corral.commands.moving import import_file
+
+    _run(lambda: import_file(config.load(overrides={"data_dir": _text(data_dir)}), file, workspace, out))
+
+
+@app.command("export")
+def export(
+    file: Annotated[Path | None, typer.Argument(help="Where to; default standard output.", show_default=False)] = None,
+    workspace: Annotated[str | None, typer.Option(help="Only this workspace.", show_default=False)] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Move out, or back up: write everything as lines that `corral import` reads."""
+    from corral.commands.moving import export_to
+
+    _run(lambda: export_to(config.load(overrides={"data_dir": _text(data_dir)}), file, workspace, err))
 
 
 @keys_app.command("create")

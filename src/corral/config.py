@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -27,7 +27,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """The HTTP side."""
 
     host: str = "127.0.0.1"
-    port: int = 8700
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8700
     body_bytes_max: int = 32 * 1024 * 1024
     ping_seconds: float = 15.0
     stream_buffer_frames_max: int = 2_000

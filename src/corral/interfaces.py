@@ -6,6 +6,7 @@ checks that run against every implementation. Nothing here does anything.
 
     EventLog   what happened: sessions, their events and their state     storage/{sqlite,ephemeral}
     Records    everything else that lasts: agents, environments, keys    storage/{sqlite,ephemeral}
+    Blobs      the bytes of files                                        storage/blobs
     Archive    both at once, for moving in and out                       storage/{sqlite,ephemeral}
     Bus        what is happening: frames for open streams                engines/local
     Engine     who advances which session, and when                      engines/local
@@ -464,6 +465,37 @@ class Archive(Protocol):
         kind (`session` for sessions). Raises `Conflict` for what exists and differs, and what the iteration raises;
         then nothing is stored.
         """
+        ...
+
+
+# --------------------------------------------------------------------------------------------------- blobs
+
+
+class Blob(NamedTuple):
+    """Bytes that are stored."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Blobs(Protocol):
+    """Bytes by content, never changed; never whole in memory. The same bytes are one blob, whoever stores them."""
+
+    def put(self, chunks: AsyncIterable[bytes]) -> AbstractAsyncContextManager[Blob]:
+        """Store the bytes: durable when the context opens, and safe from `delete` until it closes, so store what
+        refers to the blob inside. When `chunks` raises, nothing stays."""
+        ...
+
+    def hold(self, sha256: str) -> AbstractAsyncContextManager[None]:
+        """Keep a blob safe from `delete` while the context is open. Raises `NotFound`. Never hold two at a time."""
+        ...
+
+    def open(self, sha256: str, *, first: int = 0, end: int | None = None) -> AsyncGenerator[bytes]:
+        """The bytes from `first` up to `end`, in chunks. Raises `NotFound`."""
+        ...
+
+    async def delete(self, sha256: str, unless: Callable[[], Awaitable[bool]]) -> None:
+        """Remove the blob, unless something refers to it, which is asked while nobody holds it. Idempotent."""
         ...
 
 

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import httpx2
-from anthropic.types import ModelInfo
 from anthropic.types.beta import (
     BetaEnvironment,
     BetaEnvironmentDeleteResponse,
     BetaManagedAgentsAgent,
     BetaManagedAgentsDeletedSession,
     BetaManagedAgentsSession,
+    BetaModelInfo,
 )
 from anthropic.types.beta.sessions import (
     BetaManagedAgentsSendSessionEvents,
@@ -43,7 +43,7 @@ ONE: tuple[tuple[str, str, Any], ...] = (
     ("GET", r"/v1/sessions/[^/]+", BetaManagedAgentsSession),
     ("DELETE", r"/v1/sessions/[^/]+", BetaManagedAgentsDeletedSession),
     ("POST", r"/v1/sessions/[^/]+/events", BetaManagedAgentsSendSessionEvents),
-    ("GET", r"/v1/models/[^/]+", ModelInfo),
+    ("GET", r"/v1/models/[^/]+", BetaModelInfo),
 )
 PAGES: tuple[tuple[str, Any, set[str]], ...] = (
     (r"/v1/agents", BetaManagedAgentsAgent, {"data", "next_page"}),
@@ -51,7 +51,7 @@ PAGES: tuple[tuple[str, Any, set[str]], ...] = (
     (r"/v1/environments", BetaEnvironment, {"data", "next_page"}),
     (r"/v1/sessions", BetaManagedAgentsSession, {"data", "next_page", "prev_page"}),
     (r"/v1/sessions/[^/]+/events", BetaManagedAgentsSessionEvent, {"data", "next_page"}),
-    (r"/v1/models", ModelInfo, {"data", "has_more", "first_id", "last_id"}),
+    (r"/v1/models", BetaModelInfo, {"data", "has_more", "first_id", "last_id"}),
 )
 
 

@@ -28,11 +28,12 @@ async def create(settings: Settings, workspace: str, name: str | None, out: Cons
 
 async def show(settings: Settings, out: Console) -> None:
     """List keys."""
-    table = Table("id", "workspace", "name", "created", "state", box=None)
+    table = Table("workspace", "name", "created", "state", box=None)
+    table.add_column("id", no_wrap=True, min_width=39)
     async with _keyring(settings) as keys:
         for key in await keys.keys():
             state = "revoked" if key.revoked_at else "active"
-            table.add_row(key.id, key.workspace_id, key.name or "", f"{key.created_at:%Y-%m-%d %H:%M}", state)
+            table.add_row(key.workspace_id, key.name or "", f"{key.created_at:%Y-%m-%d %H:%M}", state, key.id)
     out.print(table)
 
 

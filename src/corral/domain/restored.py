@@ -249,9 +249,7 @@ def _check_pending(
     open_now = {call.id for call in pending if call.stage in ("asked", "waiting")}
     for event_id in state.stop_reason.event_ids:
         if event_id not in open_now:
-            raise Invalid(
-                f"status: the session waits for {event_id}, which this server cannot take an answer to"
-            )
+            raise Invalid(f"status: the session waits for {event_id}, which this server cannot take an answer to")
 
 
 def _last_at(last_at: datetime | None, updated_at: datetime, now: datetime) -> datetime | None:

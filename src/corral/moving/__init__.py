@@ -1,0 +1,1 @@
+"""Moving in and out: everything a server has as JSON lines, under the ids it had."""

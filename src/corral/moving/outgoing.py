@@ -1,0 +1,90 @@
+"""Moving out: everything of a workspace, or of all, as lines that `incoming.py` reads.
+
+Objects are written as the API returns them. The store must not change meanwhile, which holds because whoever moves out has
+it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from corral.api import agents, environments
+from corral.domain.agent import Agent
+from corral.domain.session import view
+from corral.interfaces import (
+    Archive,
+    Clock,
+    EventLog,
+    EventsQuery,
+    Record,
+    Records,
+    RecordsQuery,
+    SessionsQuery,
+    Snapshot,
+)
+
+PAGE = 100
+EVENTS_PAGE = 1_000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Source:
+    """What is exported, and from where."""
+
+    def __init__(self, log: EventLog, records: Records, archive: Archive, clock: Clock) -> None:
+        self._log = log
+        self._records = records
+        self._archive = archive
+        self._clock = clock
+
+    async def lines(self, workspace_id: str | None) -> AsyncGenerator[bytes]:
+        """Every object of the workspace as a line; of all workspaces, each under a line that names it."""
+        for each in [workspace_id] if workspace_id else await self._archive.workspaces():
+            yield _line({"type": "workspace", "id": each})
+            async for record in self._all_records(environments.KIND, each):
+                yield record.body + b"\n"
+            async for record in self._all_records(agents.KIND, each):
+                latest = msgspec.json.decode(record.body, type=Agent)
+                async for version in self._all_records(agents.VERSION_KIND, each, parent_id=record.id):
+                    agent = msgspec.json.decode(version.body, type=Agent)
+                    yield _line(msgspec.structs.replace(agent, archived_at=latest.archived_at))
+            async for snapshot in self._all_sessions(each):
+                yield self._session(snapshot)
+                async for line in self._events(snapshot.session.id):
+                    yield line
+
+    def _session(self, snapshot: Snapshot) -> bytes:
+        session, state = snapshot
+        # A session that was running has not been since its last event: its server has stopped.
+        at = self._clock.now() if state.running_since is None else state.last_at or state.running_since
+        return _line(view(session, state, at))
+
+    async def _all_records(self, kind: str, workspace_id: str, parent_id: str | None = None) -> AsyncGenerator[Record]:
+        query = RecordsQuery(kind=kind, workspace_id=workspace_id, limit=PAGE, parent_id=parent_id)
+        while page := await self._records.page(query):
+            for record in page:
+                yield record
+            query = msgspec.structs.replace(query, beyond=(page[-1].created_at, page[-1].id))
+
+    async def _all_sessions(self, workspace_id: str) -> AsyncGenerator[Snapshot]:
+        query = SessionsQuery(workspace_id=workspace_id, limit=PAGE, order="asc", include_archived=True)
+        while page := await self._log.sessions(query):
+            for snapshot in page:
+                yield snapshot
+            last = page[-1].session
+            query = msgspec.structs.replace(query, beyond=(last.created_at, last.id))
+
+    async def _events(self, session_id: str) -> AsyncGenerator[bytes]:
+        query = EventsQuery(limit=EVENTS_PAGE)
+        while page := await self._log.events(session_id, query):
+            for logged in page:
+                yield _line({"session_id": session_id, "event": msgspec.Raw(logged.body)})
+            last = page[-1]
+            query = msgspec.structs.replace(query, beyond=(last.event.processed_at is None, last.seq))
+
+
+def _line(value: object) -> bytes:
+    return _encode(value) + b"\n"

@@ -1,0 +1,125 @@
+"""What holds for every request: keys, headers, errors, limits, models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import anthropic
+import httpx2
+import pytest
+from anthropic import Anthropic
+
+from tests.e2e.conftest import API_KEY, CLIENT_SECONDS_MAX, ServerProcess, serving
+from tests.e2e.sessions import Json, message, new_agent, new_session
+
+BETA = {"anthropic-beta": "managed-agents-2026-04-01"}
+
+
+def get(server: ServerProcess, path: str = "/v1/agents", **headers: str) -> httpx2.Response:
+    with httpx2.Client(base_url=server.base_url, timeout=CLIENT_SECONDS_MAX, verify=False) as http:
+        return http.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+@pytest.mark.requirement("F154")
+def test_a_key_is_taken_as_a_bearer_or_in_a_header_of_its_own(live: ServerProcess) -> None:
+    assert get(live, authorization=f"Bearer {API_KEY}", **BETA).status_code == 200
+    assert get(live, x_api_key=API_KEY, **BETA).status_code == 200
+    for headers in ({}, {"x_api_key": "wrong"}, {"authorization": "Bearer wrong"}, {"authorization": API_KEY}):
+        refused = get(live, **headers, **BETA)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.requirement("F154")
+def test_a_wrong_key_is_an_authentication_error_of_the_sdk(live: ServerProcess) -> None:
+    with live.client("wrong-key-entirely") as stranger, pytest.raises(anthropic.AuthenticationError):
+        stranger.beta.agents.list()
+
+
+@pytest.mark.requirement("F155")
+def test_the_beta_must_be_asked_for_and_any_known_version_will_do(live: ServerProcess) -> None:
+    assert get(live, x_api_key=API_KEY).status_code == 404
+    unknown = get(live, x_api_key=API_KEY, anthropic_beta="managed-agents-2026-04-01,time-travel-2030-01-01")
+    assert unknown.status_code == 400 and "time-travel-2030-01-01" in unknown.json()["error"]["message"]
+    for version in ("2023-06-01", "2026-10-21"):
+        assert get(live, x_api_key=API_KEY, anthropic_version=version, **BETA).status_code == 200
+    assert get(live, "/v1/agents?beta=true", x_api_key=API_KEY, **BETA).status_code == 200
+    assert get(live, "/v1/agents?alpha=true", x_api_key=API_KEY, **BETA).status_code == 400
+
+
+@pytest.mark.requirement("F156")
+def test_errors_carry_a_type_a_message_and_the_id_of_the_request(client: Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.beta.sessions.retrieve("sesn_nobody")
+    error, body = caught.value, caught.value.body
+    assert isinstance(body, dict)
+    shown: Json = body
+    assert (error.type, shown["type"], shown["error"]["type"]) == ("not_found_error", "error", "not_found_error")
+    assert "sesn_nobody" in shown["error"]["message"]
+    assert error.request_id is not None and error.request_id.startswith("req_")
+    assert shown["request_id"] == error.request_id
+    assert client.beta.agents.with_raw_response.list().headers["request-id"] != error.request_id
+
+
+@pytest.mark.requirement("F157")
+def test_over_the_rate_the_sdk_is_told_when_to_come_back() -> None:
+    settings = "[server]\nrate_limits = true\ncreate_requests_per_minute = 60\nread_requests_per_minute = 1000\n"
+    with serving(settings) as server, server.client() as client:
+        with pytest.raises(anthropic.RateLimitError) as caught:
+            for _ in range(200):
+                new_agent(client)
+        response = caught.value.response
+        assert (caught.value.type, int(response.headers["retry-after"])) == ("rate_limit_error", 1)
+        assert len(list(client.beta.agents.list(limit=100))) < 100
+        patient = client.with_options(max_retries=3)
+        assert patient.beta.agents.create(name="n", model="m").version == 1
+
+
+@pytest.mark.requirement("F158")
+def test_a_key_belongs_to_a_workspace_and_sees_nothing_of_another(live: ServerProcess, client: Anthropic) -> None:
+    created = subprocess.run(
+        [sys.executable, "-m", "corral", "keys", "create", "--workspace", "wrkspc_other"]
+        + ["--data-dir", str(live.directory / "data"), "--config", str(live.config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    key = next(word for word in created.stdout.split() if word.startswith("sk-corral-"))
+    session = new_session(client)
+    with live.client(key) as other:
+        for ask in (
+            lambda: other.beta.sessions.retrieve(session.id),
+            lambda: other.beta.agents.retrieve(session.agent.id),
+            lambda: other.beta.environments.retrieve(session.environment_id),
+            lambda: other.beta.sessions.events.send(session.id, events=[message("Hello.")]),
+            lambda: other.beta.sessions.events.stream(session.id),
+            lambda: other.beta.sessions.delete(session.id),
+        ):
+            with pytest.raises(anthropic.NotFoundError):
+                ask()
+        assert list(other.beta.sessions.list(include_archived=True)) == []
+        other.beta.agents.list(workspace_id="wrkspc_other")
+        with pytest.raises(anthropic.PermissionDeniedError):
+            other.beta.agents.list(workspace_id="wrkspc_default")
+
+
+@pytest.mark.requirement("F159")
+def test_a_body_over_the_limit_is_too_large(client: Anthropic) -> None:
+    session = new_session(client)
+    with pytest.raises(anthropic.RequestTooLargeError) as caught:
+        client.beta.sessions.events.send(session.id, events=[message("x" * (33 * 1024 * 1024))])
+    assert caught.value.type == "request_too_large"
+    assert list(client.beta.sessions.events.list(session.id)) == []
+
+
+@pytest.mark.requirement("F160")
+def test_models_are_listed_with_what_they_can_do(client: Anthropic) -> None:
+    models = list(client.models.list(limit=2))
+    assert len(models) > 2
+    found = client.models.retrieve(models[-1].id)
+    assert found.to_dict() == models[-1].to_dict()
+    assert "priced" in [model.id for model in models]
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("no-such-model")
