@@ -1,11 +1,41 @@
-"""Fixtures that every kind of test shares."""
+"""Fixtures that every kind of test shares, and the account of the features that the tests cover."""
 
 from __future__ import annotations
 
 import pytest
+
+from tests.requirements import REQUIREMENTS
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Corral runs on asyncio (uvloop); async tests are marked `@pytest.mark.anyio`."""
     return "asyncio"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note beside each test what it covers, so that its report knows."""
+    for item in items:
+        for marker in item.iter_markers("requirement"):
+            if unknown := set(marker.args) - REQUIREMENTS.keys():
+                raise pytest.UsageError(f"{item.nodeid} names unknown requirements: {', '.join(sorted(unknown))}")
+            item.user_properties += [("requirement", requirement) for requirement in marker.args]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """After a full run, say how many features have a passing test and none that fails."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword or config.option.markexpr:
+        return
+    passed, failed = (_covered(terminalreporter, *kinds) for kinds in (("passed",), ("failed", "error")))
+    built = {name for name, requirement in REQUIREMENTS.items() if not requirement.deferred}
+    terminalreporter.write_line(
+        f"requirements: {len(passed - failed)} covered of {len(built)}, {len(REQUIREMENTS) - len(built)} deferred"
+    )
+    if missing := built - (passed - failed):
+        terminalreporter.write_line(f"not covered: {', '.join(sorted(missing))}")
+
+
+def _covered(reporter: pytest.TerminalReporter, *kinds: str) -> set[str]:
+    """Requirements that tests with these outcomes name."""
+    reports = [report for kind in kinds for report in reporter.getreports(kind)]
+    return {str(value) for report in reports for name, value in report.user_properties if name == "requirement"}

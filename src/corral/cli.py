@@ -1,8 +1,8 @@
 """The command line: parses, then calls the rest. No decisions here.
 
 `corral serve` runs the server, `corral demo` shows it at work, `corral run` does one prompt, `corral doctor` explains
-the machine, `corral import` and `corral export` move in and out, `corral keys` manages API keys. An error of ours is one sentence on stderr and exit code 1; anything else
-is a bug and shows its traceback.
+the machine, `corral import` and `corral export` move in and out, `corral keys` manages API keys. An error of ours is
+one sentence on stderr and exit code 1; anything else is a bug and shows its traceback.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8700
     body_bytes_max: int = 32 * 1024 * 1024
+    file_bytes_max: int = 500 * 1024 * 1024
+    """For an uploaded file, and for a file in a session's outputs that is to be listed."""
+    outputs_max: int = 1_000
+    """Files in one session's outputs that are listed, the first by path."""
     ping_seconds: float = 15.0
     stream_buffer_frames_max: int = 2_000
     """Frames that wait for one slow reader before it is cut off."""

@@ -19,7 +19,8 @@ checks that run against every implementation. Nothing here does anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -28,6 +29,7 @@ import msgspec
 from corral.domain import turn
 from corral.domain.content import AssistantBlock, JsonObject, PromptBlock, ResultBlock
 from corral.domain.event import StoredEvent
+from corral.domain.file import Blob, Mount, Output
 from corral.domain.lifecycle import Change, Row
 from corral.domain.restored import RestoredEvent
 from corral.domain.session import Session, SessionState
@@ -122,8 +124,7 @@ class Provider(Protocol):
         """Ask the model; yield previews as they come and a `ModelResponse` last.
 
         Closing the iterator early cuts the connection to the model at once. Raises `ProviderError` (a subclass
-        says whether a retry makes sense) and nothing else; never yields a `ModelResponse` after an error.
-        """
+        says whether a retry makes sense) and nothing else; never yields a `ModelResponse` after an error."""
         ...
 
     async def close(self) -> None:
@@ -162,8 +163,7 @@ class Sandbox(Protocol):
 
         Calls may be made concurrently and run in parallel. Cancelling stops waiting AND stops the command
         inside. Raises `SandboxLost` when the sandbox dies meanwhile, or when `call.resumed` and an earlier
-        instance that might have run the call is gone.
-        """
+        instance that might have run the call is gone."""
         ...
 
     async def forget(self, call_ids: Sequence[str]) -> None:
@@ -194,8 +194,20 @@ class Sandboxes(Protocol):
         """The session's sandbox: the one that runs, else a new one over the session's files.
 
         Idempotent and safe to call concurrently for one id. Survives a restart of the server: a sandbox that
-        outlived it is found again. Raises `SandboxUnavailable` with the reason.
-        """
+        outlived it is found again. Raises `SandboxUnavailable` with the reason."""
+        ...
+
+    async def mount(self, session_id: str, mounts: Sequence[Mount], blobs: Blobs) -> None:
+        """Let `/mnt/session/uploads` hold exactly these files, read-only inside, but for those whose bytes are gone.
+        Idempotent; comes after `open`. Raises `SandboxUnavailable`."""
+        ...
+
+    async def outputs(self, session_id: str) -> Sequence[Output] | None:
+        """The regular files in `/mnt/session/outputs`, as they are now; None when there was never a sandbox."""
+        ...
+
+    def read_output(self, session_id: str, path: str) -> AsyncGenerator[bytes]:
+        """The bytes of one of the outputs, never of anything else. Raises `NotFound`."""
         ...
 
     async def destroy(self, session_id: str) -> None:
@@ -353,8 +365,7 @@ class EventLog(Protocol):
     async def claim(self, session_id: str, decide: Decide = nothing) -> Claim:
         """Take over the session, and commit a first decision in the same transaction.
 
-        From now on appends with an older epoch are refused. Raises `NotFound`.
-        """
+        From now on appends with an older epoch are refused. Raises `NotFound`."""
         ...
 
     async def events(self, session_id: str, query: EventsQuery) -> list[LoggedEvent]:
@@ -420,8 +431,7 @@ class Records(Protocol):
         """Insert or replace all records in one transaction.
 
         `expect` maps a record's id to the revision that must be stored now (0: none). Raises `Conflict` when that
-        does not hold, or when a `unique_key` is taken; then nothing is changed.
-        """
+        does not hold, or when a `unique_key` is taken; then nothing is changed."""
         ...
 
     async def get(self, kind: str, record_id: str, workspace_id: str | None) -> Record:
@@ -463,27 +473,19 @@ class Archive(Protocol):
         Items are taken one at a time, perhaps on another thread, and from the beginning again if the transaction has
         to be repeated. What exists already and is the same on the wire is left alone and counted in the answer, by
         kind (`session` for sessions). Raises `Conflict` for what exists and differs, and what the iteration raises;
-        then nothing is stored.
-        """
+        then nothing is stored."""
         ...
 
 
 # --------------------------------------------------------------------------------------------------- blobs
 
 
-class Blob(NamedTuple):
-    """Bytes that are stored."""
-
-    sha256: str
-    size_bytes: int
-
-
 class Blobs(Protocol):
     """Bytes by content, never changed; never whole in memory. The same bytes are one blob, whoever stores them."""
 
-    def put(self, chunks: AsyncIterable[bytes]) -> AbstractAsyncContextManager[Blob]:
+    def put(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[Blob]:
         """Store the bytes: durable when the context opens, and safe from `delete` until it closes, so store what
-        refers to the blob inside. When `chunks` raises, nothing stays."""
+        refers to the blob inside. When `chunks` or the inside of the context raises, nothing new stays."""
         ...
 
     def hold(self, sha256: str) -> AbstractAsyncContextManager[None]:
@@ -554,8 +556,7 @@ class Worker(Protocol):
 
         `inherited` says that an earlier worker may have died in the middle: what it began is collected, not repeated.
         Raises `NotFound` when the session is gone, `StaleEpoch` when another worker has it, `Unavailable` when the
-        store cannot write; anything else is a bug.
-        """
+        store cannot write; anything else is a bug."""
         ...
 
     async def give_up(self, session_id: str) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,7 +113,7 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(toml: str = "") -> Iterator[ServerProcess]:
+def serving(toml: str = "") -> Generator[ServerProcess]:
     """A server with settings of the test's own."""
     # Not under `tmp_path`: that is closed to the users that sandboxes run as when the tests run as root.
     directory = Path(tempfile.mkdtemp(prefix="corral-e2e-"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,7 +61,8 @@ def message(*content: str | Json) -> Json:
 
 def new_agent(client: Anthropic, **fields: Json) -> str:
     """An agent with the built-in tools, unless `fields` say otherwise."""
-    return client.beta.agents.create(**{"name": "e2e", "model": "scripted", "tools": [TOOLSET], **fields}).id
+    definition: Json = {"name": "e2e", "model": "scripted", "tools": [TOOLSET], **fields}
+    return client.beta.agents.create(**definition).id
 
 
 def new_environment(client: Anthropic) -> str:
@@ -68,14 +70,7 @@ def new_environment(client: Anthropic) -> str:
     return client.beta.environments.create(name=f"e2e {next(_numbers)}").id
 
 
-def _count() -> Iterator[int]:
-    number = 0
-    while True:
-        number += 1
-        yield number
-
-
-_numbers = _count()
+_numbers = count(1)
 
 
 def new_session(
@@ -112,7 +107,7 @@ class Reader:
 
 
 @contextmanager
-def reading(client: Anthropic, session_id: str, *event_deltas: Json) -> Iterator[Reader]:
+def reading(client: Anthropic, session_id: str, *event_deltas: Json) -> Generator[Reader]:
     """A stream of the session, open before anything else happens."""
     options: Json = {"event_deltas": list(event_deltas)} if event_deltas else {}
     with client.beta.sessions.events.stream(session_id, **options) as stream:
@@ -141,7 +136,14 @@ def refused(client: Anthropic, session_id: str, *events: Json) -> str:
 
 def texts(event: Json) -> str:
     """The text of a message or result."""
-    return "".join(block.text for block in event.content or [] if block.type == "text")
+    content: list[Json] = event.content or []
+    return "".join(block.text for block in content if block.type == "text")
+
+
+def error_code(error: anthropic.APIStatusError) -> str:
+    """The stable machine code of a refusal."""
+    body: Json = error.body
+    return body["error"]["details"]["error_code"]
 
 
 def types(events: Sequence[Json]) -> list[str]:

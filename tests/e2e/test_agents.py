@@ -105,36 +105,36 @@ def test_archiving_an_agent_is_for_good_and_leaves_its_sessions_alone(client: An
     assert client.beta.sessions.retrieve(session.id).agent.id == agent_id
 
 
+REFUSED: list[tuple[Json, str]] = [
+    ({"name": ""}, "name"),
+    ({"name": "x" * 257}, "name"),
+    ({"description": "x" * 2_049}, "description"),
+    ({"system": "x" * 100_001}, "system"),
+    ({"model": ""}, "model"),
+    ({"metadata": {str(number): "v" for number in range(17)}}, "metadata"),
+    ({"metadata": {"k" * 65: "v"}}, "metadata"),
+    ({"metadata": {"k": "v" * 513}}, "metadata"),
+    ({"mcp_servers": [SEARCH]}, "mcp_servers"),
+    ({"tools": [{"type": "mcp_toolset", "mcp_server_name": "search"}]}, "tools"),
+    ({"tools": [custom_tool(f"t{number}") for number in range(129)]}, "tools"),
+    ({"tools": [TOOLSET, TOOLSET]}, "tools"),
+    ({"tools": [custom_tool("bash")]}, "tools.0.name"),
+    ({"tools": [custom_tool("mcp__x")]}, "tools.0.name"),
+    ({"tools": [custom_tool("a b")]}, "tools.0.name"),
+    ({"tools": [custom_tool(), custom_tool()]}, "tools"),
+    ({"tools": [{**custom_tool(), "description": ""}]}, "tools.0.description"),
+    ({"tools": [{**custom_tool(), "input_schema": {"type": "array"}}]}, "tools.0.input_schema"),
+    ({"tools": [{**custom_tool(), "input_schema": {"type": "object", "anyOf": []}}]}, "tools.0.input_schema"),
+    (
+        {"tools": [{**custom_tool(), "input_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}}}]},
+        "tools.0.input_schema",
+    ),
+    ({"nickname": "x"}, "nickname"),
+]
+
+
 @pytest.mark.requirement("F012", "F015")
-@pytest.mark.parametrize(
-    ("fields", "path"),
-    [
-        ({"name": ""}, "name"),
-        ({"name": "x" * 257}, "name"),
-        ({"description": "x" * 2_049}, "description"),
-        ({"system": "x" * 100_001}, "system"),
-        ({"model": ""}, "model"),
-        ({"metadata": {str(number): "v" for number in range(17)}}, "metadata"),
-        ({"metadata": {"k" * 65: "v"}}, "metadata"),
-        ({"metadata": {"k": "v" * 513}}, "metadata"),
-        ({"mcp_servers": [SEARCH]}, "mcp_servers"),
-        ({"tools": [{"type": "mcp_toolset", "mcp_server_name": "search"}]}, "tools"),
-        ({"tools": [custom_tool(f"t{number}") for number in range(129)]}, "tools"),
-        ({"tools": [TOOLSET, TOOLSET]}, "tools"),
-        ({"tools": [custom_tool("bash")]}, "tools.0.name"),
-        ({"tools": [custom_tool("mcp__x")]}, "tools.0.name"),
-        ({"tools": [custom_tool("a b")]}, "tools.0.name"),
-        ({"tools": [custom_tool(), custom_tool()]}, "tools"),
-        ({"tools": [{**custom_tool(), "description": ""}]}, "tools.0.description"),
-        ({"tools": [{**custom_tool(), "input_schema": {"type": "array"}}]}, "tools.0.input_schema"),
-        ({"tools": [{**custom_tool(), "input_schema": {"type": "object", "anyOf": []}}]}, "tools.0.input_schema"),
-        (
-            {"tools": [{**custom_tool(), "input_schema": {"type": "object", "properties": {"a": {"$ref": "#"}}}}]},
-            "tools.0.input_schema",
-        ),
-        ({"nickname": "x"}, "nickname"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "path"), REFUSED)
 def test_a_definition_that_breaks_a_rule_is_refused_with_its_path(client: Anthropic, fields: Json, path: str) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.post("/v1/agents", body={"name": "n", "model": "m", **fields}, cast_to=object, options=BETA)

@@ -149,6 +149,6 @@ def test_the_runner_of_the_official_sdk_answers_custom_tools(live: ServerProcess
     assert sorted(calls) == [("bash", False, False), ("weather", True, False), ("weather", True, True)]
     assert asked == ["Bergen", "Atlantis"]
     events = history(client, session.id)
-    assert [texts(event) for event in events if event.type == "user.custom_tool_result"][0] == "Rain in Bergen."
+    assert texts(next(event for event in events if event.type == "user.custom_tool_result")) == "Rain in Bergen."
     assert texts(next(event for event in events if event.type == "agent.message")) == "Take an umbrella."
     assert types(events)[-1] == "session.status_idle"

@@ -6,7 +6,7 @@ import anthropic
 import pytest
 from anthropic import Anthropic
 
-from tests.e2e.sessions import Json, new_agent, new_environment, new_session, turn
+from tests.e2e.sessions import Json, error_code, new_agent, new_environment, new_session, turn
 
 
 @pytest.mark.requirement("F034")
@@ -22,14 +22,17 @@ def test_an_update_merges_what_is_nested_and_cannot_change_the_type(client: Anth
     environment_id = new_environment(client)
     limited: Json = {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": ["example.com"]}}
     client.beta.environments.update(environment_id, config=limited)
-    packages: Json = {"type": "cloud", "packages": {"pip": ["rich"]}, "networking": {"type": "limited", "allow_package_managers": True}}
+    packages: Json = {
+        "type": "cloud",
+        "packages": {"pip": ["rich"]},
+        "networking": {"type": "limited", "allow_package_managers": True},
+    }
     config: Json = client.beta.environments.update(environment_id, config=packages).config
     assert config.networking.allowed_hosts == ["example.com"]
     assert (config.networking.allow_package_managers, config.packages.pip) == (True, ["rich"])
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.beta.environments.update(environment_id, config={"type": "self_hosted"})
-    body: Json = caught.value.body
-    assert body["error"]["details"]["error_code"] == "invalid_config_type_change"
+    assert error_code(caught.value) == "invalid_config_type_change"
     assert client.beta.environments.retrieve(environment_id).config == config
 
 
@@ -46,8 +49,7 @@ def test_environments_are_listed_archived_and_deleted(client: Anthropic) -> None
         client.beta.environments.retrieve(first)
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.beta.environments.update(second, name="again")
-    body: Json = caught.value.body
-    assert body["error"]["details"]["error_code"] == "environment_archived"
+    assert error_code(caught.value) == "environment_archived"
 
 
 @pytest.mark.requirement("F040")
@@ -56,8 +58,7 @@ def test_an_archived_environment_takes_no_new_sessions_and_keeps_its_old_ones(cl
     client.beta.environments.archive(session.environment_id)
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.beta.sessions.create(agent=new_agent(client), environment_id=session.environment_id)
-    body: Json = caught.value.body
-    assert body["error"]["details"]["error_code"] == "environment_archived"
+    assert error_code(caught.value) == "environment_archived"
     assert turn(client, session.id, "Still there?")[-1].type == "session.status_idle"
 
 

@@ -89,8 +89,8 @@ def test_a_refusal_ends_the_turn_with_its_reason(client: Anthropic, said: str, c
 @pytest.mark.requirement("F068")
 def test_an_agent_that_never_ends_its_turn_is_stopped(client: Anthropic) -> None:
     session = new_session(client)
-    steps = [{"tool": "no_such_tool", "input": {}}] * 30
-    seen = turn(client, session.id, script(*steps))
+    endless = script(*[{"tool": "no_such_tool"}] * 30)
+    seen = turn(client, session.id, endless)
     (error,) = [event for event in seen if event.type == "session.error"]
     assert (error.error.type, error.error.retry_status.type) == ("tool_use_limit_reached_error", "exhausted")
     assert seen[-1].type == "session.status_idle" and seen[-1].stop_reason.type == "retries_exhausted"

@@ -33,7 +33,9 @@ def test_a_session_with_something_to_do_is_running_in_the_answer(client: Anthrop
 
 @pytest.mark.requirement("F058", "F076")
 def test_several_initial_messages_are_read_in_order(client: Anthropic) -> None:
-    session = new_session(client, initial_events=[message("One."), message("Two."), message(script({"echo": "messages"}))])
+    session = new_session(
+        client, initial_events=[message("One."), message("Two."), message(script({"echo": "messages"}))]
+    )
     events = wait_until_idle(client, session.id)
     read = texts(next(event for event in events if event.type == "agent.message"))
     assert read.index("One.") < read.index("Two.")
@@ -46,7 +48,10 @@ def test_several_initial_messages_are_read_in_order(client: Anthropic) -> None:
     [
         ([message("Fine."), message("")], "initial_events.1"),
         ([message("Fine."), {"type": "user.interrupt"}], "initial_events.1"),
-        ([message("Fine."), {"type": "system.message", "content": [{"type": "text", "text": "x"}]}], "initial_events.1"),
+        (
+            [message("Fine."), {"type": "system.message", "content": [{"type": "text", "text": "x"}]}],
+            "initial_events.1",
+        ),
         ([message("Fine.")] * 51, "initial_events"),
         (
             [{"type": "user.define_outcome", "description": "d", "rubric": {"type": "text", "content": "c"}}] * 2,

@@ -16,7 +16,11 @@ ECHO = script({"echo": "messages"})
 BLOCKS: list[Json] = [
     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}},
     {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
-    {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": PDF}, "title": "A paper"},
+    {
+        "type": "document",
+        "source": {"type": "base64", "media_type": "application/pdf", "data": PDF},
+        "title": "A paper",
+    },
     {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Once."}, "context": "A tale"},
     {"type": "document", "source": {"type": "url", "url": "https://example.com/a.pdf"}},
 ]

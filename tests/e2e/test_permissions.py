@@ -121,10 +121,9 @@ def test_calls_that_need_no_answer_run_before_the_session_waits(client: Anthropi
 
 @pytest.mark.requirement("F029", "F025")
 def test_only_a_call_that_asked_can_be_confirmed(client: Anthropic) -> None:
-    tools = {**policies(bash="always_ask"), "configs": [*policies(bash="always_ask")["configs"]]}
-    tools["configs"].append({"name": "write", "enabled": False})
-    session = new_session(client, tools)
-    calls = [bash("echo asked"), {"tool": "glob", "input": {"pattern": "*"}}, {"tool": "write", "input": {}}]
+    configs = [*policies(bash="always_ask")["configs"], {"name": "write", "enabled": False}]
+    session = new_session(client, {**TOOLSET, "configs": configs})
+    calls = [bash("echo asked"), {"tool": "glob", "input": {"pattern": "*"}}, {"tool": "write"}]
     turn(client, session.id, script({"parallel": calls}, {"say": "Done."}))
     asked, allowed, disabled = [event for event in history(client, session.id) if event.type == "agent.tool_use"]
     stranger = {"type": "user.tool_confirmation", "tool_use_id": "sevt_stranger", "result": "allow"}
@@ -161,10 +160,11 @@ def test_a_call_of_a_tool_that_is_not_enabled_is_denied_without_evaluation(clien
 
 @pytest.mark.requirement("F014")
 def test_the_settings_of_a_tool_win_over_those_of_its_toolset(client: Anthropic) -> None:
-    tools = {**policies(bash="always_allow"), "default_config": {"enabled": False}}
-    tools["configs"][0]["enabled"] = True
-    session = new_session(client, tools)
-    seen = turn(client, session.id, script(bash("echo ran"), {"tool": "glob", "input": {"pattern": "*"}}, {"echo": "prompt"}))
+    configs = [{"name": "bash", "enabled": True}]
+    session = new_session(client, {**TOOLSET, "configs": configs, "default_config": {"enabled": False}})
+    seen = turn(
+        client, session.id, script(bash("echo ran"), {"tool": "glob", "input": {"pattern": "*"}}, {"echo": "prompt"})
+    )
     assert results(seen)[0] == "ran"
     assert [event.evaluated_permission for event in seen if event.type == "agent.tool_use"] == ["allow", "deny"]
     (spoken,) = [event for event in seen if event.type == "agent.message"]
@@ -175,7 +175,7 @@ def test_the_settings_of_a_tool_win_over_those_of_its_toolset(client: Anthropic)
 def test_a_judge_lets_a_harmless_call_run(client: Anthropic) -> None:
     session = new_session(client, policies(bash="auto"))
     seen = turn(client, session.id, script(bash("echo ran # judge:ALLOW"), {"say": "Done."}))
-    (use,) = [event for event in seen if event.type == "agent.tool_use"]
+    use: Json = next(event for event in seen if event.type == "agent.tool_use")
     assert (use.evaluated_permission, use.evaluation.to_dict()) == (
         "allow",
         {"type": "auto", "evaluated_permission": {"type": "allow"}},

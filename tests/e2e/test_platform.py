@@ -52,9 +52,8 @@ def test_the_beta_must_be_asked_for_and_any_known_version_will_do(live: ServerPr
 def test_errors_carry_a_type_a_message_and_the_id_of_the_request(client: Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as caught:
         client.beta.sessions.retrieve("sesn_nobody")
-    error, body = caught.value, caught.value.body
-    assert isinstance(body, dict)
-    shown: Json = body
+    error = caught.value
+    shown: Json = error.body
     assert (error.type, shown["type"], shown["error"]["type"]) == ("not_found_error", "error", "not_found_error")
     assert "sesn_nobody" in shown["error"]["message"]
     assert error.request_id is not None and error.request_id.startswith("req_")
@@ -78,14 +77,9 @@ def test_over_the_rate_the_sdk_is_told_when_to_come_back() -> None:
 
 @pytest.mark.requirement("F158")
 def test_a_key_belongs_to_a_workspace_and_sees_nothing_of_another(live: ServerProcess, client: Anthropic) -> None:
-    created = subprocess.run(
-        [sys.executable, "-m", "corral", "keys", "create", "--workspace", "wrkspc_other"]
-        + ["--data-dir", str(live.directory / "data"), "--config", str(live.config)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    command = [sys.executable, "-m", "corral", "keys", "create", "--workspace", "wrkspc_other"]
+    command += ["--data-dir", str(live.directory / "data")]
+    created = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     key = next(word for word in created.stdout.split() if word.startswith("sk-corral-"))
     session = new_session(client)
     with live.client(key) as other:

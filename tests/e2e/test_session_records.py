@@ -13,6 +13,7 @@ from tests.e2e.sessions import (
     answer,
     bash,
     custom_tool,
+    error_code,
     history,
     message,
     new_agent,
@@ -29,11 +30,6 @@ from tests.e2e.sessions import (
 )
 
 HANG = script({"hang": True})
-
-
-def error_code(error: anthropic.APIStatusError) -> str:
-    body: Json = error.body
-    return body["error"]["details"]["error_code"]
 
 
 @pytest.mark.requirement("F056")
@@ -70,7 +66,7 @@ def test_overrides_inherit_clear_or_replace(client: Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:
         new_session(client, agent={**base, "model": None})
     assert error_code(caught.value) == "agent_model_required"
-    with pytest.raises(anthropic.BadRequestError, match="agent.tools"):
+    with pytest.raises(anthropic.BadRequestError, match=r"agent\.tools"):
         new_session(client, agent={**base, "tools": [custom_tool(), custom_tool()]})
 
 
@@ -84,7 +80,8 @@ def test_a_session_shows_everything_it_has(client: Anthropic) -> None:
     assert session.stats.duration_seconds is not None and session.stats.duration_seconds >= 0
     with pytest.raises(anthropic.NotFoundError):
         client.beta.sessions.retrieve("sesn_nobody")
-    for fields in ({"title": "x" * 501}, {"metadata": {"k": "v" * 513}}, {"agent": "agent_nobody"}):
+    wrong: list[Json] = [{"title": "x" * 501}, {"metadata": {"k": "v" * 513}}, {"agent": "agent_nobody"}]
+    for fields in wrong:
         with pytest.raises((anthropic.BadRequestError, anthropic.NotFoundError)):
             new_session(client, **fields)
 

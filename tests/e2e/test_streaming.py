@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 
@@ -22,7 +22,7 @@ LINES_MAX = 2_000
 
 
 @contextmanager
-def raw_lines(server: ServerProcess, session_id: str) -> Iterator[Iterator[str]]:
+def raw_lines(server: ServerProcess, session_id: str) -> Generator[Iterator[str]]:
     """The stream as lines of text."""
     headers = {"authorization": f"Bearer {API_KEY}", "anthropic-beta": "managed-agents-2026-04-01"}
     url = f"{server.base_url}/v1/sessions/{session_id}/events/stream"
@@ -112,7 +112,9 @@ def test_previews_add_up_to_the_message(client: Anthropic) -> None:
             finals[event.id] = event
             assert accumulate_managed_agents_event(previews[event.id], event) == event
     assert list(deltas.values()) == [10, 4, 3]
-    assert {key: event.content for key, event in previews.items()} == {key: event.content for key, event in finals.items()}
+    assert {key: event.content for key, event in previews.items()} == {
+        key: event.content for key, event in finals.items()
+    }
     assert [len(event.content) for event in finals.values()] == [2, 1, 1]
 
 
@@ -161,7 +163,9 @@ def test_previews_of_anything_else_are_refused(client: Anthropic) -> None:
 def test_a_failing_request_closes_its_preview(client: Anthropic) -> None:
     session = new_session(client)
     with reading(client, session.id, "agent.message") as reader:
-        send(client, session.id, script({"fail": "overloaded", "attempts": 1, "after": "I was say", "say": "All well."}))
+        send(
+            client, session.id, script({"fail": "overloaded", "attempts": 1, "after": "I was say", "say": "All well."})
+        )
         reader.idle()
     orphan, kept = [event.event.id for event in reader.of("event_start")]
     first = list(takewhile(lambda event: event.type != "span.model_request_end", reader.seen))
@@ -195,7 +199,7 @@ def test_deleting_a_session_ends_its_streams(client: Anthropic) -> None:
 def test_thread_events_name_the_primary_thread_and_its_agent(client: Anthropic) -> None:
     session = new_session(client)
     seen = turn(client, session.id, "Hello.")
-    threads = [event for event in seen if event.type.startswith("session.thread_status_")]
+    threads: list[Json] = [event for event in seen if event.type.startswith("session.thread_status_")]
     assert types(threads) == ["session.thread_status_running", "session.thread_status_idle"]
-    names = {(event.session_thread_id, event.agent_name) for event in threads}  # pyright: ignore
-    assert names == {(threads[0].session_thread_id, session.agent.name)}  # pyright: ignore
+    assert [event.agent_name for event in threads] == [session.agent.name] * 2
+    assert threads[0].session_thread_id == threads[1].session_thread_id != session.id

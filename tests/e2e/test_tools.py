@@ -32,7 +32,9 @@ def test_the_shell_keeps_its_place_until_it_is_restarted(client: Anthropic) -> N
     _, kept, _, fresh = ran(client, *calls)
     assert kept == ("/tmp\nkept", False)
     assert fresh == ("/workspace\n.", False)
-    failed, slow, after = ran(client, bash("echo out; exit 3"), call("bash", command="sleep 30", timeout_ms=200), bash("echo on"))
+    failed, slow, after = ran(
+        client, bash("echo out; exit 3"), call("bash", command="sleep 30", timeout_ms=200), bash("echo on")
+    )
     assert failed[1] and "out" in failed[0]
     assert slow[1] and "timed out" in slow[0].lower()
     assert after == ("on", False)

@@ -6,7 +6,7 @@ text). It raises errors of the tree in `errors.py` to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TypeAlias, TypeVar
 
 import anyio
@@ -22,6 +22,8 @@ from corral.errors import Invalid, TooLarge
 T = TypeVar("T", bound=msgspec.Struct)
 
 BODY_SECONDS_MAX = 300
+CHUNK_SECONDS_MAX = 60
+"""For a body that is streamed, which may take as long as it keeps coming."""
 
 Answer: TypeAlias = msgspec.Struct | ASGIApp
 
@@ -33,7 +35,7 @@ class Disconnected(Exception):
 class Call:
     """A request."""
 
-    __slots__ = ("_query_string", "_receive", "headers", "key", "path", "request_id", "services")
+    __slots__ = ("_complete", "_query_string", "_receive", "headers", "key", "path", "request_id", "services")
 
     def __init__(
         self,
@@ -54,6 +56,8 @@ class Call:
         self.request_id = request_id
         self._query_string = query_string
         self._receive = receive
+        self._complete = False
+        """The body has been read to its end."""
 
     @property
     def workspace_id(self) -> str:
@@ -74,6 +78,29 @@ class Call:
         if raw.strip():
             decoding.body(raw, decoding.NoBody)
 
+    async def stream(self, limit: int) -> AsyncGenerator[bytes]:
+        """The body as it comes. Raises `TooLarge` as soon as that is known, `Invalid` when it stops coming."""
+        await self._check_declared(limit)
+        size, more = 0, True
+        while more:
+            chunk = b""
+            with anyio.move_on_after(CHUNK_SECONDS_MAX) as patience:
+                chunk, more = await self._chunk()
+            if patience.cancelled_caught:
+                raise Invalid(f"body: nothing came for {CHUNK_SECONDS_MAX} seconds")
+            size += len(chunk)
+            if size > limit:
+                await self._refuse(size, limit, more=more)
+            yield chunk
+
+    async def drain(self) -> None:
+        """Take in and drop the rest of a body that is refused, within reason, so that the client reads the answer."""
+        left = self.services.settings.body_bytes_max
+        with anyio.move_on_after(CHUNK_SECONDS_MAX):
+            while not self._complete and left > 0:
+                chunk, _ = await self._chunk()
+                left -= len(chunk)
+
     async def _in_time(self) -> bytes:
         with anyio.move_on_after(BODY_SECONDS_MAX):
             return await self._read()
@@ -81,9 +108,7 @@ class Call:
 
     async def _read(self) -> bytes:
         limit = self.services.settings.body_bytes_max
-        declared = self.headers.get("content-length", "")
-        if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
-            await self._refuse(int(declared), limit, more=True)
+        await self._check_declared(limit)
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -95,11 +120,18 @@ class Call:
             if not more:
                 return b"".join(chunks)
 
+    async def _check_declared(self, limit: int) -> None:
+        declared = self.headers.get("content-length", "")
+        if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
+            await self._refuse(int(declared), limit, more=True)
+
     async def _chunk(self) -> tuple[bytes, bool]:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
-        return message.get("body", b""), message.get("more_body", False)
+        more: bool = message.get("more_body", False)
+        self._complete = not more
+        return message.get("body", b""), more
 
     async def _refuse(self, size: int, limit: int, *, more: bool) -> None:
         """Take in and drop what is still coming, within reason: a client reads no answer before it has sent all."""

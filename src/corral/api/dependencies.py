@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from corral.config import ServerSettings
 from corral.domain.api_key import ApiKey
 from corral.domain.model import Catalogue
-from corral.interfaces import Bus, Clock, Engine, EventLog, Records
+from corral.interfaces import Blobs, Bus, Clock, Engine, EventLog, Records, Sandboxes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Services:
 
     log: EventLog
     records: Records
+    blobs: Blobs
+    sandboxes: Sandboxes
     bus: Bus
     engine: Engine
     clock: Clock

@@ -125,6 +125,8 @@ class Gateway:
     async def _refuse(self, error: Exception, scope: Scope, exchange: Exchange) -> None:
         if errors.is_bug(error):
             log.error("request_failed", request_id=exchange.request_id, path=scope["path"], exc_info=error)
+        if exchange.status and not exchange.stream:
+            return  # a file broke off: the server cuts the connection, and the client misses bytes it was promised
         if exchange.status:
             # A stream broke: its status is out, so the envelope goes where the next frame would.
             frame = b"event: error\ndata: " + errors.envelope(error, exchange.request_id) + b"\n\n"

@@ -24,8 +24,7 @@ WORDS = {"agents": "agent", "environments": "environment", "sessions": "session"
 
 async def import_file(settings: Settings, file: Path, workspace: str, out: Console) -> None:
     """Import all of a file or nothing."""
-    if not file.is_file():
-        raise Invalid(f"{file} is not a file.")
+    _check_file(file)
     async with open_storage(settings) as storage:
         moving = Import(file, Destination(storage.archive, SystemClock(), BUILT_IN_TOOLS, workspace))
         known = await moving.run()
@@ -34,6 +33,11 @@ async def import_file(settings: Settings, file: Path, workspace: str, out: Conso
     out.print(f"Imported {', '.join(counts)}.{_said(known)}")
     if unfinished:
         out.print(f"Sessions that are running and go on when the server starts: {unfinished:,}.")
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise Invalid(f"{file} is not a file.")
 
 
 def _said(known: Counter[str]) -> str:

@@ -1,8 +1,8 @@
 """Moving in: a file of objects as the API returns them, turned into what a store restores.
 
-A line is an agent's version, an environment or a session; or `{"session_id": ..., "event": ...}`, an event of the session
-above it; or `{"type": "workspace", "id": ...}`, where the lines below it belong. What cannot be kept exactly as it is, is
-refused with its line and field, and then nothing is stored. docs/moving.md says it for users.
+A line is an agent's version, an environment or a session; or `{"session_id": ..., "event": ...}`, an event of the
+session above it; or `{"type": "workspace", "id": ...}`, where the lines below it belong. What cannot be kept exactly as
+it is, is refused with its line and field, and then nothing is stored. docs/moving.md says it for users.
 
 What a history means is `domain/restored.py`; where records are kept is decided in `api/`.
 """

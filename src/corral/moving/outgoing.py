@@ -1,7 +1,7 @@
 """Moving out: everything of a workspace, or of all, as lines that `incoming.py` reads.
 
-Objects are written as the API returns them. The store must not change meanwhile, which holds because whoever moves out has
-it alone.
+Objects are written as the API returns them. The store must not change meanwhile, which holds because whoever moves out
+has it alone.
 """
 
 from __future__ import annotations

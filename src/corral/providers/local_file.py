@@ -25,6 +25,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
@@ -146,9 +147,12 @@ def _keep(model: ModelFile, directory: Path, chunks: Iterable[bytes], source: st
     """Write the chunks to the cache; the file gets its name only when size and hash are right."""
     partial, final = directory / f"{model.name}.partial", directory / model.name
     digest = hashlib.sha256()
+    # A source that gives nothing gets no progress bar.
+    arriving = iter(chunks)
+    first = next(arriving, b"")
     try:
         with _progress(model, source, advance) as moved, partial.open("wb") as output:
-            for chunk in chunks:
+            for chunk in chain((first,), arriving):
                 digest.update(chunk)
                 output.write(chunk)
                 moved(len(chunk))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import msgspec
 from corral.config import SandboxSettings
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Fact
-from corral.sandboxes import programs
+from corral.sandboxes import programs, seccomp
 from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments, base_parts
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.local import Launched, LocalSandboxes
@@ -57,6 +58,8 @@ class BubblewrapSandboxes(LocalSandboxes):
         """See `LocalSandboxes.prepare`."""
         if not sys.platform.startswith("linux"):
             raise MachineUnfit("bubblewrap needs Linux.")
+        if not seccomp.knows(platform.machine()):
+            raise MachineUnfit(f"There is no system call filter for {platform.machine()} yet; sandboxes need one.")
         try:
             self._make_root()
             self._programs = self._find_programs()
@@ -126,6 +129,7 @@ class BubblewrapSandboxes(LocalSandboxes):
         return [
             *facts,
             Fact("bubblewrap sandbox", True, f"a trial sandbox ran, as {rooted}"),
+            Fact("system calls", True, "filtered by an allow-list (seccomp)"),
             Fact("sandbox directory", True, str(self._root)),
             Fact("sandbox python", True, "from /usr" if found.python.prefix is None else "Corral's own"),
             Fact("ripgrep", found.rg is not None, "found" if found.rg else "missing: install the package `ripgrep`"),
@@ -173,19 +177,23 @@ def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]
         raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
     # Setting a user needs root; without it we are that user already.
     user = uid if os.geteuid() == 0 else None
-    return subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=ENVIRONMENT,
-        cwd="/",
-        pass_fds=inherited,
-        start_new_session=True,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else (),
-    )
+    system_calls = seccomp.open_program()
+    try:
+        return subprocess.Popen(
+            [argv[0], "--seccomp", str(system_calls), *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=ENVIRONMENT,
+            cwd="/",
+            pass_fds=(*inherited, system_calls),
+            start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
+        )
+    finally:
+        os.close(system_calls)
 
 
 def _probe(found: Programs, settings: SandboxSettings) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -54,14 +54,19 @@ class DiskBlobs:
         os.close(self._lock)
 
     @asynccontextmanager
-    async def put(self, chunks: AsyncIterable[bytes]) -> AsyncGenerator[Blob]:
+    async def put(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[Blob]:
         """See `Blobs`."""
         draft = self._incoming / secrets.token_hex(16)
         try:
             blob = await _write(draft, chunks)
             async with self._lock_of(blob.sha256):
-                await anyio.to_thread.run_sync(self._keep, draft, blob.sha256)
-                yield blob
+                is_new = await anyio.to_thread.run_sync(self._keep, draft, blob.sha256)
+                try:
+                    yield blob
+                except BaseException:
+                    if is_new:
+                        self._path(blob.sha256).unlink(missing_ok=True)
+                    raise
         finally:
             draft.unlink(missing_ok=True)
 
@@ -104,18 +109,20 @@ class DiskBlobs:
         assert DIGEST.fullmatch(sha256), "digests are ours"
         return self._directory / sha256[:2] / sha256
 
-    def _keep(self, draft: Path, sha256: str) -> None:
+    def _keep(self, draft: Path, sha256: str) -> bool:
+        """Give the draft its name, unless it was there before."""
         path = self._path(sha256)
         if path.exists():
-            return
+            return False
         with _explained():
             path.parent.mkdir(mode=0o700, exist_ok=True)
             draft.replace(path)
             _sync_directory(path.parent)
             _sync_directory(self._directory)
+        return True
 
 
-async def _write(draft: Path, chunks: AsyncIterable[bytes]) -> Blob:
+async def _write(draft: Path, chunks: AsyncIterator[bytes]) -> Blob:
     """Write and sync a new file, a megabyte at a time."""
     digest = hashlib.sha256()
     buffer = bytearray()
