@@ -1,7 +1,8 @@
 """A tool of your own: the agent calls it, your program runs it.
 
-The SDK's runner watches the session, calls the function and sends its result. Needs the official SDK and two
-environment variables: ANTHROPIC_BASE_URL (where `corral serve` listens) and ANTHROPIC_API_KEY (the key that it printed).
+The SDK's runner watches the session, calls the function and sends its result.
+Needs the official SDK and two environment variables: ANTHROPIC_BASE_URL (where `corral serve` listens) and
+ANTHROPIC_API_KEY (the key that it printed).
 """
 
 import asyncio
@@ -28,6 +29,7 @@ async def temperature(city: str) -> str:
 
 
 async def main():
+    """Give an agent the tool, and serve its calls."""
     client = AsyncAnthropic()
     agent = await client.beta.agents.create(
         name="Weather Assistant",

@@ -29,24 +29,25 @@ def user_message(text):
 
 with client.beta.sessions.events.stream(session.id) as stream:
     client.beta.sessions.events.send(session.id, events=[user_message(TASK)])
-    redirected = False
+    stopped, idles_left = False, 1
     for event in stream:
         match event.type:
             case "agent.tool_use":
                 print(f"[tool {event.name}] {event.input}", flush=True)
-                if not redirected:
+                if not stopped:
                     # An interrupt overtakes everything that waits; the message behind it starts the next turn.
                     print("Stop! Something else.", flush=True)
                     client.beta.sessions.events.send(
                         session.id, events=[{"type": "user.interrupt"}, user_message(INSTEAD)]
                     )
-                    redirected = True
+                    stopped, idles_left = True, 2
             case "agent.message" | "agent.tool_result":
                 print("\n".join(block.text for block in event.content or [] if block.type == "text"), flush=True)
             case "session.status_idle":
-                # The first idle is the interrupted turn's end: an interrupt ends a turn like any other.
+                # The interrupted turn ends like any other; the new message's turn follows by itself.
                 print(f"[idle: {event.stop_reason.type}]", flush=True)
-                if client.beta.sessions.retrieve(session.id).status == "idle":
+                idles_left -= 1
+                if idles_left == 0:
                     break
             case _:
                 pass

@@ -22,7 +22,7 @@ from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append, Change
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Decide, Decision, EventLog, Frame, Record, Records, Subscription
+from corral.interfaces import Archive, Decide, Decision, EventLog, Frame, Record, Records, Subscription
 from corral.storage.ephemeral import EphemeralStore
 from corral.storage.sqlite import open_store
 
@@ -73,6 +73,7 @@ class Stage(NamedTuple):
     records: Records
     bus: Bus
     clock: Clock
+    archive: Archive
 
 
 @asynccontextmanager
@@ -81,12 +82,12 @@ async def staged(backend: Backend, directory: Path) -> AsyncGenerator[Stage]:
     bus, clock = Bus(), Clock()
     if backend == "ephemeral":
         memory = EphemeralStore(bus, clock)
-        yield Stage(memory.log, memory.records, bus, clock)
+        yield Stage(memory.log, memory.records, bus, clock, memory.archive)
         await memory.close()
         return
     store = await open_store(directory / "corral.db", bus, clock)
     try:
-        yield Stage(store.log, store.records, bus, clock)
+        yield Stage(store.log, store.records, bus, clock, store.archive)
     finally:
         await store.close()
 

@@ -37,7 +37,7 @@ class AnthropicProvider:
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
         """Ask the model; see `Provider.stream`."""
         extras, headers = _options(request)
-        return self._client.stream(WireRequest(encode_request(request, extras=extras), headers))
+        return self._client.stream(WireRequest(encode_request(request, extras=extras, cached=True), headers))
 
     async def close(self) -> None:
         """Drop all connections."""

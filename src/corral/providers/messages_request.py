@@ -13,6 +13,7 @@ import msgspec
 
 from corral.domain.content import PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock
 from corral.interfaces import ModelRequest, PromptMessage
+from corral.providers.messages_cache import with_breakpoints
 
 
 class WireRequest(NamedTuple):
@@ -22,8 +23,11 @@ class WireRequest(NamedTuple):
     headers: Mapping[str, str]
 
 
-def encode_request(request: ModelRequest, *, extras: Mapping[str, object] | None = None) -> bytes:
-    """The JSON body. `extras` are further top-level fields that one kind of server understands."""
+def encode_request(request: ModelRequest, *, extras: Mapping[str, object] | None = None, cached: bool = False) -> bytes:
+    """The JSON body. `extras` are further top-level fields that one kind of server understands.
+
+    `cached` asks the server to keep the prompt (`messages_cache.py`); servers that cache by themselves need no asking.
+    """
     body: dict[str, object] = {
         "model": request.model,
         "max_tokens": request.output_tokens_max,
@@ -35,7 +39,7 @@ def encode_request(request: ModelRequest, *, extras: Mapping[str, object] | None
         body["system"] = request.system
     if request.tools:
         body["tools"] = [msgspec.to_builtins(tool) for tool in request.tools]
-    return msgspec.json.encode(body)
+    return msgspec.json.encode(with_breakpoints(body) if cached else body)
 
 
 def _message(message: PromptMessage) -> dict[str, object]:
