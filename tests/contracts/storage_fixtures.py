@@ -137,7 +137,7 @@ def deciding(*changes: Change) -> Decide:
     return lambda session, state, now: Decision(changes)
 
 
-def words_of(events: Iterable[ev.AnyEvent]) -> list[str]:
+def words_of(events: Iterable[ev.StoredEvent]) -> list[str]:
     return [
         block.text
         for event in events

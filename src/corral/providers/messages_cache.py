@@ -1,9 +1,9 @@
 """Where a Messages API server may cache the prompt: breakpoints, put in as late as possible.
 
-One stands behind tools and system prompt, which are the same for a whole session. Two move with the conversation: at its
-end, so that the next request finds everything up to here, and at the end of the request before, in case an answer had
-more blocks than a server looks back over. That is three of the four that the API allows. A breakpoint is not part of
-what is compared, so moving it changes no prefix.
+One stands behind tools and system prompt, which are the same for a whole session. Two move with the conversation: at
+its end, so that the next request finds everything up to here, and at the end of the request before, in case an answer
+had more blocks than a server looks back over. That is three of the four that the API allows. A breakpoint is not part
+of what is compared, so moving it changes no prefix.
 """
 
 from __future__ import annotations

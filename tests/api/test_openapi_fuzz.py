@@ -1,0 +1,55 @@
+"""Whatever the served OpenAPI document allows, and much that it does not, is answered without a server error.
+
+Requests are generated from `/openapi.json` for every operation, half of them for objects that exist. The examples are the
+same in every run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from corral.api.routes import ENDPOINTS
+from tests.api.live_server import WAIT_SECONDS, Server, World, headers
+
+OPERATIONS = [(each.method, each.path) for each in ENDPOINTS if not each.is_stream]
+EXAMPLES = 15
+"""For each operation and mode."""
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda part: str(part))
+def test_no_request_breaks_the_server(server: Server, world: World, method: str, path: str) -> None:
+    document: dict[str, Any] = server.http.get("/openapi.json").json()
+    known = {"agent_id": world.agent_id, "environment_id": world.environment_id, "model_id": "claude-opus-4-8"}
+    operation = schemathesis.openapi.from_dict(document)[path][method]
+    cases = st.one_of(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
+
+    with requests.Session() as connection:
+        connection.trust_env = False
+
+        @settings(
+            max_examples=2 * EXAMPLES,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=cases, exists=st.booleans())
+        def answered(case: schemathesis.Case, exists: bool) -> None:
+            if exists:
+                known["session_id"] = known.get("session_id") or world.session("Hello.")
+                case.path_parameters.update({name: known[name] for name in case.path_parameters if name in known})
+            response = case.call(base_url=server.base_url, session=connection, headers=headers(), timeout=WAIT_SECONDS)
+            assert response.status_code < 500, response.text
+            if response.status_code >= 400:
+                assert response.json()["error"]["type"] != "api_error"
+
+        answered()
+    assert server.http.get("/healthz").status_code == 200
