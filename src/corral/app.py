@@ -30,6 +30,7 @@ from corral.providers.routing import RoutedProvider, default_routes
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.process import ProcessSandboxes
+from corral.storage.blobs import DiskBlobs
 from corral.storage.sqlite import open_store
 from corral.tools import TOOLS
 
@@ -85,6 +86,8 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         stack.push_async_callback(sandboxes.close)
         store = await open_store(settings.database, bus=bus, clock=clock)
         stack.push_async_callback(store.close)
+        blobs = DiskBlobs(settings.data_dir / "blobs")
+        stack.callback(blobs.close)
         keys = KeyRing(store.records, clock)
         api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
         engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max)
@@ -107,6 +110,8 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         services = Services(
             log=store.log,
             records=store.records,
+            blobs=blobs,
+            sandboxes=sandboxes,
             bus=bus,
             engine=engine,
             clock=clock,

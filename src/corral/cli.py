@@ -7,6 +7,7 @@ one sentence on stderr and exit code 1; anything else is a bug and shows its tra
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -74,6 +75,7 @@ def demo() -> None:
     """Start a server on a free port, let an agent write a file, and check the file."""
     from corral.commands.demo import demo as show
 
+    _log_from(logging.WARNING)
     raise typer.Exit(_run(lambda: show(config.load(), out)))
 
 
@@ -87,6 +89,7 @@ def run(
     """Run one prompt, stream the answer, and list the files it left."""
     from corral.commands.run import run_prompt
 
+    _log_from(logging.WARNING)
     settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
     raise typer.Exit(_run(lambda: run_prompt(settings, prompt, model, out)))
 
@@ -175,21 +178,25 @@ def _run(main: Callable[[], Awaitable[T]]) -> T:
     return anyio.run(main, backend_options={"use_uvloop": True})
 
 
-def main() -> None:
-    """Entry point."""
+def _log_from(level: int) -> None:
+    """Log to stderr, from this level on."""
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,  # without local variables: they may hold secrets
-            structlog.processors.LogfmtRenderer()
-            if not sys.stderr.isatty()
-            else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+            plain if sys.stderr.isatty() else structlog.processors.LogfmtRenderer(),
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
+
+
+def main() -> None:
+    """Entry point."""
+    _log_from(logging.INFO)
     try:
         app()
     except CorralError as error:

@@ -33,6 +33,8 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """For an uploaded file, and for a file in a session's outputs that is to be listed."""
     outputs_max: int = 1_000
     """Files in one session's outputs that are listed, the first by path."""
+    outputs_bytes_max: int = 4 * 1024 * 1024 * 1024
+    """For all listed outputs of one session together: they are copied when they are listed."""
     ping_seconds: float = 15.0
     stream_buffer_frames_max: int = 2_000
     """Frames that wait for one slow reader before it is cut off."""

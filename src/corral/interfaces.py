@@ -206,7 +206,7 @@ class Sandboxes(Protocol):
         """The regular files in `/mnt/session/outputs`, as they are now; None when there was never a sandbox."""
         ...
 
-    def read_output(self, session_id: str, path: str) -> AsyncGenerator[bytes]:
+    def read_output(self, session_id: str, path: bytes) -> AsyncGenerator[bytes]:
         """The bytes of one of the outputs, never of anything else. Raises `NotFound`."""
         ...
 

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
 import anthropic
@@ -23,7 +25,7 @@ from corral.api.betas import MANAGED_AGENTS
 from corral.api.dependencies import Services
 from corral.api.routes import create_app
 from corral.catalogue import load_catalogue
-from corral.config import ServerSettings
+from corral.config import SandboxSettings, ServerSettings
 from corral.domain import turn
 from corral.domain.api_key import ApiKey, sha256
 from corral.domain.lifecycle import Change
@@ -31,6 +33,8 @@ from corral.domain.session import Session, SessionState
 from corral.engines.bus import LocalBus
 from corral.errors import Unauthenticated
 from corral.interfaces import Committed, Decision, Worker
+from corral.sandboxes.process import ProcessSandboxes
+from corral.storage.blobs import DiskBlobs
 from corral.storage.ephemeral import EphemeralStore
 
 T = TypeVar("T")
@@ -137,9 +141,15 @@ class Server:
         self.engine = RecordingEngine()
         self.bus = LocalBus(frames_max=settings.stream_buffer_frames_max, bytes_max=settings.stream_buffer_bytes_max)
         self.store = EphemeralStore(self.bus, self.clock)
+        self._directory = TemporaryDirectory(prefix="corral-api-")
+        self.directory = Path(self._directory.name)
+        self.blobs = DiskBlobs(self.directory / "blobs")
+        self.sandboxes = ProcessSandboxes(SandboxSettings(), self.directory)
         self.services = Services(
             log=self.store.log,
             records=self.store.records,
+            blobs=self.blobs,
+            sandboxes=self.sandboxes,
             bus=self.bus,
             engine=self.engine,
             clock=self.clock,
@@ -159,8 +169,10 @@ class Server:
         )
 
     def close(self) -> None:
-        """Close the clients."""
+        """Close the clients and forget everything."""
         self._clients.close()
+        self.blobs.close()
+        self._directory.cleanup()
 
     def sdk(self, key: str = "key-one") -> anthropic.Anthropic:
         """An official client of this server."""

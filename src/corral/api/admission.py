@@ -41,6 +41,10 @@ class Endpoint(NamedTuple):
     is_open: bool = False
     """Needs no key."""
     is_stream: bool = False
+    is_form: bool = False
+    """The body is multipart/form-data."""
+    is_binary: bool = False
+    """The answer is the bytes of a file."""
 
 
 async def admit(services: Services, rates: Rates, endpoint: Endpoint, headers: Headers) -> ApiKey:

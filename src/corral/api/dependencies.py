@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
+import anyio
 from prometheus_client import CollectorRegistry
 
 from corral.config import ServerSettings
@@ -32,5 +34,7 @@ class Services:
     models: Catalogue
     authenticate: Callable[[str], Awaitable[ApiKey]]
     """The key that a secret belongs to. Raises `Unauthenticated`."""
+    output_locks: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary[str, anyio.Lock])
+    """By session: one at a time takes in its outputs."""
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     """Where `/metrics` reads; other parts may register theirs."""

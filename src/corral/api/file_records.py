@@ -82,6 +82,13 @@ async def remove(services: Services, workspace_id: str, file: File) -> None:
     await drop_bytes(services, workspace_id, file)
 
 
+async def hide(services: Services, workspace_id: str, file: File) -> None:
+    """Delete an output, but remember it: it is still in its session, and would be found again."""
+    record = record_of(workspace_id, file)
+    await services.records.put(msgspec.structs.replace(record, archived_at=services.clock.now()))
+    await drop_bytes(services, workspace_id, file)
+
+
 async def drop_bytes(services: Services, workspace_id: str, file: File) -> None:
     """Let go of a file's bytes. Idempotent."""
     try:

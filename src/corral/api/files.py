@@ -7,20 +7,27 @@ its outputs first (`outputs.py`), so that a file is listed as soon as it is writ
 
 from __future__ import annotations
 
-from contextlib import aclosing
-from datetime import timedelta
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from datetime import datetime, timedelta
 from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
+from starlette.types import Receive, Scope, Send
 
-from corral.api import file_records
+from corral.api import file_records, outputs, pages
 from corral.api.call import Call
 from corral.api.file_records import KIND, PAGE_RECORDS
 from corral.api.multipart import FRAMING_BYTES_MAX, Upload
+from corral.api.pages import Cursor
 from corral.domain import file as rules
 from corral.domain.file import File, FileMetadata
 from corral.domain.ids import new_id
-from corral.errors import Invalid, TooLarge
+from corral.errors import Invalid, NotFound
+from corral.interfaces import Record, RecordsQuery
 
 IDS_MAX = 100
 LIMIT = 20
@@ -41,7 +48,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class FileUpload(msgspec.Struct, frozen=True, kw_only=True):
     """Body of `POST /v1/files`, as multipart/form-data."""
 
-    file: str
+    file: Annotated[str, msgspec.Meta(extra_json_schema={"format": "binary"})]
     expires_in_seconds: int | None = None
 
 
@@ -193,8 +200,7 @@ async def _named(call: Call, query: ListQuery) -> FilesPage:
             found.append(await file_records.find(call.services, call.workspace_id, file_id))
     wanted = [file for file in found if query.scope_id in (None, file.session_id)]
     wanted.sort(key=lambda file: (file.created_at, file.id), reverse=True)
-    data = tuple(map(rules.view, wanted))
-    return FilesPage(data=data, next_page=None, has_more=False, **_ends(data))
+    return _answer(tuple(map(rules.view, wanted)), None, has_more=False)
 
 
 async def _before(call: Call, asked: RecordsQuery, before_id: str, limit: int, binding: str) -> FilesPage:
@@ -218,11 +224,12 @@ def _page(found: Sequence[Record], binding: str, *, has_more: bool, forward: boo
     if has_more and forward:
         last = found[-1]
         next_page = PAGE_PREFIX + pages.encode(Cursor(kind=KIND, binding=binding, at=last.created_at, id=last.id))
-    return FilesPage(data=data, next_page=next_page, has_more=has_more, **_ends(data))
+    return _answer(data, next_page, has_more=has_more)
 
 
-def _ends(data: Sequence[FileMetadata]) -> dict[str, str | None]:
-    return {"first_id": data[0].id if data else None, "last_id": data[-1].id if data else None}
+def _answer(data: tuple[FileMetadata, ...], next_page: str | None, *, has_more: bool) -> FilesPage:
+    first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
+    return FilesPage(data=data, next_page=next_page, has_more=has_more, first_id=first_id, last_id=last_id)
 
 
 def _cursor(page: str | None) -> str | None:

@@ -7,7 +7,7 @@ from there, so whoever stores the chunks keeps nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -49,7 +49,7 @@ class Upload:
         self._size = 0
         self._has_file = self._ended = False
 
-    async def chunks(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async def chunks(self, body: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
         """The file's bytes. Raises `Invalid` or `TooLarge`, possibly at the very end."""
         async for chunk in body:
             try:

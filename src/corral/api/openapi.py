@@ -60,6 +60,8 @@ def _operation(endpoint: Endpoint, schema_of: dict[type, Json], components: dict
     answer: Json = {"description": "Done"}
     if endpoint.is_stream:
         answer["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    elif endpoint.is_binary:
+        answer["content"] = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
     elif endpoint.answer is not None:
         answer["content"] = {"application/json": {"schema": schema_of[endpoint.answer]}}
     failure: Json = {
@@ -74,10 +76,8 @@ def _operation(endpoint: Endpoint, schema_of: dict[type, Json], components: dict
         "security": [] if endpoint.is_open else [{"bearer": []}, {"key": []}],
     }
     if endpoint.body is not None:
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema_of[endpoint.body]}},
-        }
+        media_type = "multipart/form-data" if endpoint.is_form else "application/json"
+        operation["requestBody"] = {"required": True, "content": {media_type: {"schema": schema_of[endpoint.body]}}}
     return operation
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
-from corral.api import agents, environments, events, health, metrics, models, openapi, sessions, stream
+from corral.api import agents, environments, events, files, health, metrics, models, openapi, sessions, stream
 from corral.api.admission import Endpoint
 from corral.api.dependencies import Services
 from corral.api.middleware import Gateway
@@ -22,6 +22,7 @@ from corral.api.session_changes import SessionUpdate
 from corral.domain.agent import Agent, AgentCreate, AgentUpdate
 from corral.domain.environment import Environment, EnvironmentCreate, EnvironmentUpdate
 from corral.domain.event import AnyEvent
+from corral.domain.file import FileMetadata
 from corral.domain.model import Model
 from corral.domain.session import SessionView
 
@@ -31,6 +32,7 @@ Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[None]]
 AGENT = "/v1/agents/{agent_id}"
 ENVIRONMENT = "/v1/environments/{environment_id}"
 SESSION = "/v1/sessions/{session_id}"
+FILE = "/v1/files/{file_id}"
 
 # fmt: off
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -78,6 +80,17 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              rate="create", body=events.EventsSend, answer=events.EventsSent),
     Endpoint("GET", f"{SESSION}/events/stream", stream.stream, "Stream a session's events",
              query=stream.StreamQuery, is_stream=True),
+
+    Endpoint("POST", "/v1/files", files.upload, "Upload a file",
+             beta=None, rate="create", is_form=True, body=files.FileUpload, answer=FileMetadata),
+    Endpoint("GET", "/v1/files", files.list_, "List files",
+             beta=None, query=files.ListQuery, answer=files.FilesPage),
+    Endpoint("GET", FILE, files.retrieve, "Retrieve a file's metadata",
+             beta=None, answer=FileMetadata),
+    Endpoint("GET", f"{FILE}/content", files.content, "Download a file",
+             beta=None, is_binary=True),
+    Endpoint("DELETE", FILE, files.delete, "Delete a file",
+             beta=None, rate="create", answer=files.FileDeleted),
 
     Endpoint("GET", "/v1/models", models.list_, "List models",
              beta=None, query=models.ListQuery, answer=models.ModelsPage),

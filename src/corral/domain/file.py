@@ -59,8 +59,8 @@ class Mount(NamedTuple):
 class Output(NamedTuple):
     """A file that a session has written."""
 
-    path: str
-    """Below `/mnt/session/outputs`."""
+    path: bytes
+    """Below `/mnt/session/outputs`. Names of files need not be text."""
     size_bytes: int
     stamp: str
     """Differs when the content may differ."""
@@ -79,7 +79,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
     session_id: str | None = None
     """The session it belongs to and goes with."""
-    output_path: str | None = None
+    output_path: bytes | None = None
     """For an output, where it was found."""
     output_stamp: str | None = None
 
@@ -157,20 +157,20 @@ def check_expiry(seconds: int) -> int:
     return seconds
 
 
-def output_id(session_id: str, path: str, sha256: str) -> str:
+def output_id(session_id: str, path: bytes, sha256: str) -> str:
     """The id of this content at this path of this session."""
-    digest = hashlib.sha256("\0".join((session_id, path, sha256)).encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(b"\0".join((session_id.encode(), path, sha256.encode()))).digest()
     number = int.from_bytes(digest[:17], "big")
     return "file_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 
-def output_filename(path: str) -> str:
+def output_filename(path: bytes) -> str:
     """The name that an output is shown under: whatever an agent chose, made presentable."""
-    name = path.rpartition("/")[2].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    name = path.rpartition(b"/")[2].decode("utf-8", "replace")
     return "".join("_" if _has_control_characters(each) else each for each in name)[:FILENAME_CHARACTERS_MAX]
 
 
-def output_mime_type(path: str) -> str:
+def output_mime_type(path: bytes) -> str:
     """The type that an output's name suggests."""
     return _KNOWN_TYPES.guess_type(output_filename(path))[0] or MIME_TYPE_UNKNOWN
 

@@ -3,7 +3,7 @@ r"""The chat template of a model file, adjusted so that a small model's tool cal
 llama.cpp derives its tool-call parser from the chat template. Qwen2.5-Coder-1.5B is trained on <tool_call> markers but
 writes its calls into a ```json fence, so they would come back as text; with the fence as the marker they come back as
 calls. It also needs to be told that acting means calling, and after a result that there is something left to say: it
-repeats its last call otherwise. The wording was settled by trials, the successes counted in `tests/e2e`.
+repeats its last call otherwise. The wording was settled by trials; `tests/e2e/test_local_model.py` keeps one of them.
 
 A template without those markers is used as it is: it belongs to a model we know nothing about.
 """

@@ -12,7 +12,8 @@ import os
 import socket
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -20,14 +21,20 @@ from weakref import WeakValueDictionary
 import anyio
 import anyio.to_thread
 import msgspec
+import structlog
 
 from corral.config import SandboxSettings
-from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.interfaces import Fact, Sandbox
+from corral.domain.file import Mount, Output
+from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
+from corral.interfaces import Blobs, Fact, Sandbox
+from corral.sandboxes import directory_files
 from corral.sandboxes.connection import Connection, greet, short_socket_path
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
 
+log = structlog.get_logger(__name__)
+
 CONNECTIONS_WAITING_MAX = 8
+CHUNK_BYTES = 1024 * 1024
 RUN_DAEMON = "import sys; sys.path.append(sys.argv.pop(1)); from corral.sandboxes.daemon.server import main; main()"
 DAEMON_SETTINGS = (
     "command_seconds",
@@ -78,6 +85,8 @@ class LocalSandboxes(ABC):
         self._settings, self._root = settings, root
         self._connections: dict[str, Connection] = {}
         self._children: dict[str, _Child] = {}
+        self._mounted: dict[str, Mapping[str, str]] = {}
+        """What this server knows to be among a session's uploads: hashes by path."""
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._start_lock = anyio.Lock()
         self._started = False
@@ -186,11 +195,42 @@ class LocalSandboxes(ABC):
             finally:
                 child.leave()
 
+    async def mount(self, session_id: str, mounts: Sequence[Mount], blobs: Blobs) -> None:
+        """See `Sandboxes.mount`. Cheap when nothing changed, so it may be called before every use."""
+        wanted = {mount.path: mount.sha256 for mount in mounts}
+        if self._mounted.get(session_id) == wanted:
+            return
+        directory = SessionDirectory(self._root, session_id)
+        try:
+            async with self._locks.setdefault(session_id, anyio.Lock()):
+                for path in await anyio.to_thread.run_sync(directory_files.begin_uploads, directory, wanted):
+                    await _place(directory, path, wanted[path], blobs)
+                self._mounted[session_id] = wanted
+        except OSError as error:
+            raise SandboxUnavailable(f"The session's files could not be mounted: {error}") from error
+
+    async def outputs(self, session_id: str) -> Sequence[Output] | None:
+        """See `Sandboxes.outputs`."""
+        return await anyio.to_thread.run_sync(directory_files.outputs, SessionDirectory(self._root, session_id))
+
+    async def read_output(self, session_id: str, path: bytes) -> AsyncGenerator[bytes]:
+        """See `Sandboxes.read_output`. No more than it had when it was opened, however fast it grows."""
+        directory = SessionDirectory(self._root, session_id)
+        descriptor = await anyio.to_thread.run_sync(directory_files.open_output, directory, path)
+        try:
+            left = os.fstat(descriptor).st_size
+            while left and (chunk := await anyio.to_thread.run_sync(os.read, descriptor, min(left, CHUNK_BYTES))):
+                left -= len(chunk)
+                yield chunk
+        finally:
+            os.close(descriptor)
+
     async def destroy(self, session_id: str) -> None:
         """See `Sandboxes.destroy`."""
         directory = SessionDirectory(self._root, session_id)
         async with self._locks.setdefault(session_id, anyio.Lock()):
             with anyio.CancelScope(shield=True):
+                self._mounted.pop(session_id, None)
                 connection = self._connections.pop(session_id, None)
                 if connection is not None:
                     await connection.end()
@@ -229,6 +269,29 @@ class LocalSandboxes(ABC):
         values |= {"listener": listener, "root": root, "environment": environment, "resources": resources}
         values |= {"names": names, "frame_bytes_max": self._settings.reply_bytes_max}
         return [python, "-I", "-S", "-c", RUN_DAEMON, source, msgspec.json.encode(values).decode()]
+
+
+async def _place(directory: SessionDirectory, path: str, sha256: str, blobs: Blobs) -> None:
+    """Put a blob among the uploads, whole or not at all; one that is gone is left out."""
+    draft = directory.server / "incoming"
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        async with aclosing(blobs.open(sha256)) as chunks:
+            async for chunk in chunks:
+                await anyio.to_thread.run_sync(_write_all, descriptor, chunk)
+        await anyio.to_thread.run_sync(directory_files.install_upload, directory, draft.name, path)
+    except NotFound:
+        log.warning("mount_without_bytes", session_id=directory.path.name, path=path)
+    finally:
+        os.close(descriptor)
+        draft.unlink(missing_ok=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _listen(directory: SessionDirectory) -> socket.socket:

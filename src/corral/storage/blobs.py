@@ -133,8 +133,9 @@ async def _write(draft: Path, chunks: AsyncIterator[bytes]) -> Blob:
     def write(data: bytes) -> None:
         with _explained():
             digest.update(data)
-            while data:
-                data = data[os.write(descriptor, data) :]
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
 
     def sync() -> None:
         with _explained():
