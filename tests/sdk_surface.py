@@ -42,6 +42,11 @@ SERVED: Mapping[str, str] = {
     "beta.sessions.events.send": "POST /v1/sessions/{}/events",
     "beta.sessions.events.stream": "GET /v1/sessions/{}/events/stream",
     "beta.sessions.list": "GET /v1/sessions",
+    "beta.sessions.resources.add": "POST /v1/sessions/{}/resources",
+    "beta.sessions.resources.delete": "DELETE /v1/sessions/{}/resources/{}",
+    "beta.sessions.resources.list": "GET /v1/sessions/{}/resources",
+    "beta.sessions.resources.retrieve": "GET /v1/sessions/{}/resources/{}",
+    "beta.sessions.resources.update": "POST /v1/sessions/{}/resources/{}",
     "beta.sessions.retrieve": "GET /v1/sessions/{}",
     "beta.sessions.update": "POST /v1/sessions/{}",
     "files.delete": "DELETE /v1/files/{}",
@@ -82,7 +87,6 @@ REFUSED: Mapping[str, Refused] = {
     "beta.organization.webhooks": Refused(
         "create delete list regenerate_signing_secret retrieve update", "webhook endpoints"
     ),
-    "beta.sessions.resources": Refused("add delete list retrieve update", "session resources"),
     "beta.sessions.threads": Refused("archive list retrieve", "threads"),
     "beta.sessions.threads.events": Refused("list stream", "threads"),
     "beta.skills": Refused("create delete list retrieve", "skills"),

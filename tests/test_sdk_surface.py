@@ -23,14 +23,18 @@ OURS = {"/healthz", "/metrics"}
 
 def methods_of(resource: Any, path: str = "") -> Iterator[str]:
     """Dotted names of all methods of a client's resources."""
-    for name in dir(type(resource)):
-        attribute = inspect.getattr_static(type(resource), name)
+    for name in dir(resource):
+        attribute: object = inspect.getattr_static(resource, name)
         if name.startswith("_") or name in ("with_raw_response", "with_streaming_response"):
             continue
-        if isinstance(attribute, functools.cached_property) and is_watched(f"{path}{name}"):
+        if is_resource(attribute) and is_watched(f"{path}{name}"):
             yield from methods_of(getattr(resource, name), f"{path}{name}.")
         elif path and inspect.isfunction(attribute) and is_watched(f"{path}{name}"):
             yield f"{path}{name}"
+
+
+def is_resource(attribute: object) -> bool:
+    return isinstance(attribute, functools.cached_property)
 
 
 def is_watched(name: str) -> bool:

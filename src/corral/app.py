@@ -18,15 +18,17 @@ from corral.api.dependencies import Services
 from corral.api.routes import create_app
 from corral.catalogue import load_catalogue
 from corral.config import ModelRoute, Settings
+from corral.domain.model import Catalogue
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalEngine
 from corral.errors import MachineUnfit
+from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
 from corral.interfaces import Archive, EventLog, Provider, Records, Sandboxes
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider
-from corral.providers.routing import RoutedProvider, default_routes
+from corral.providers.routing import RoutedProvider, default_routes, route_of
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.process import ProcessSandboxes
@@ -97,8 +99,13 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
                 bus=bus,
                 provider=provider,
                 sandboxes=sandboxes,
+                blobs=blobs,
+                attachments=Attachments(
+                    store.records, blobs, clock, cached_bytes_max=settings.harness.attachments_cached_bytes_max
+                ),
                 tools=TOOLS,
                 price=catalogue.price,
+                window=_window(settings, catalogue),
                 spending_stopped=_spending_stopped(settings, store.log),
                 clock=clock,
                 settings=settings.harness,
@@ -190,6 +197,20 @@ def model_routes(settings: Settings) -> tuple[ModelRoute, ...]:
     has_anthropic = bool(secrets.anthropic_api_key or secrets.anthropic_auth_token or settings.anthropic_base_url)
     scripted = ModelRoute(pattern="scripted*", provider="scripted")
     return (*settings.models, scripted, *default_routes(anthropic=has_anthropic))
+
+
+def _window(settings: Settings, catalogue: Catalogue) -> Callable[[str], int]:
+    """What a model id can take in, by where it is routed: the local model answers to any name with its own window."""
+    routes = model_routes(settings)
+
+    def window(model: str) -> int:
+        route = route_of(routes, model)
+        if route is not None and route.provider == "local":
+            return settings.local_model.context_tokens
+        sent = model if route is None or route.model is None else route.model
+        return catalogue.window(sent) or catalogue.window(model) or settings.harness.context_tokens
+
+    return window
 
 
 def _spending_stopped(settings: Settings, log: EventLog) -> Callable[[], Awaitable[bool]]:

@@ -59,7 +59,17 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     """Model requests in one turn before `tool_use_limit_reached_error`."""
     sessions_running_max: int = 1_000
     contexts_cached_max: int = 256
+    attachments_cached_bytes_max: int = 64 * 1024 * 1024
+    """Files that messages refer to, kept in memory in the form that models take."""
     tool_calls_parallel_max: int = 16
+    compact_above: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
+    """Share of the model's window that a conversation may fill before it is condensed."""
+    compact_keeps: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2
+    """Share of the window that stays word for word, from the end."""
+    compactions_max: int = 3
+    """Times in a row before the turn is given up."""
+    context_tokens: int = 200_000
+    """Window of a model that the catalogue does not know."""
     session_seconds_max: float | None = None
     """Time that one session may spend running, all its turns together; None for no limit."""
 

@@ -27,8 +27,8 @@ EXAMPLES = 15
 def test_no_request_breaks_the_server(server: Server, world: World, method: str, path: str) -> None:
     document: dict[str, Any] = server.http.get("/openapi.json").json()
     known = {"agent_id": world.agent_id, "environment_id": world.environment_id, "model_id": "claude-opus-4-8"}
-    operation = schemathesis.openapi.from_dict(document)[path][method]
-    cases: st.SearchStrategy[Any] = st.one_of(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)
+    operation: Any = schemathesis.openapi.from_dict(document)[path][method]
+    cases: st.SearchStrategy[Any] = st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode])
 
     with requests.Session() as connection:
         connection.trust_env = False

@@ -15,7 +15,14 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-BENCHMARKS = ("store_appends", "turn_latency", "sandbox_latency")
+BENCHMARKS = (
+    "store_appends",
+    "turn_latency",
+    "history_cost",
+    "http_cost",
+    "streams",
+    "sandbox_latency",
+)
 
 
 def main() -> None:

@@ -24,11 +24,13 @@ from corral.domain.event import AnyEvent
 from corral.domain.session import SessionState
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalEngine
+from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
 from corral.interfaces import Decision, EventsQuery
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.process import ProcessSandboxes
+from corral.storage.blobs import DiskBlobs
 from corral.storage.ephemeral import EphemeralStore
 from corral.tools import TOOLS
 from tests.unit import builders as make
@@ -83,6 +85,7 @@ class World:
         self.bus = LocalBus(frames_max=10_000, bytes_max=1 << 24)
         self.store = EphemeralStore(self.bus, Clock(), before_write=self.disk.before_write)
         self.directory = directory
+        self.blobs = DiskBlobs(directory / "blobs")
         self.session = make.session()
 
     async def create(self) -> None:
@@ -143,8 +146,11 @@ class World:
                 bus=self.bus,
                 provider=ScriptedProvider(),
                 sandboxes=sandboxes,
+                blobs=self.blobs,
+                attachments=Attachments(self.store.records, self.blobs, Clock(), cached_bytes_max=0),
                 tools=TOOLS,
                 price=lambda model: None,
+                window=lambda model: 200_000,
                 spending_stopped=spending_stopped,
                 clock=Clock(),
                 settings=HarnessSettings(backoff_seconds=0.001),
@@ -155,6 +161,7 @@ class World:
         sandboxes = ProcessSandboxes(SandboxSettings(directory=str(self.directory)), self.directory)
         await sandboxes.destroy(self.session.id)
         await sandboxes.close()
+        self.blobs.close()
 
 
 @pytest.fixture

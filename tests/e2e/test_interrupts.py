@@ -143,3 +143,32 @@ def test_an_interrupt_may_name_the_primary_thread(client: Anthropic) -> None:
         answer(client, session.id, {**INTERRUPT, "session_thread_id": thread_id})
         assert reader.idle().type == "end_turn"
     assert reader.of("user.interrupt")[-1].session_thread_id == thread_id
+
+
+@pytest.mark.requirement("F083", "F080")
+def test_an_interrupt_frees_a_waiting_session_for_the_message_behind_it(client: Anthropic) -> None:
+    session = new_session(client, policies(bash="always_ask"))
+    with reading(client, session.id) as reader:
+        send(client, session.id, script(bash("echo never"), {"say": "Never said."}))
+        reader.idle()
+        answer(client, session.id, INTERRUPT, message("Something else, please."))
+        assert [reader.idle().type, reader.idle().type] == ["end_turn", "end_turn"]
+    assert texts(reader.of("agent.message")[-1]) == "You said: Something else, please."
+
+
+@pytest.mark.requirement("F083")
+def test_an_interrupt_behind_an_answer_wins(client: Anthropic) -> None:
+    session = new_session(client, policies(bash="always_ask"))
+    with reading(client, session.id) as reader:
+        send(client, session.id, script(bash("echo never"), {"say": "Never said."}))
+        (event_id,) = reader.idle().event_ids
+        answer(
+            client,
+            session.id,
+            {"type": "user.tool_confirmation", "tool_use_id": event_id, "result": "allow"},
+            INTERRUPT,
+        )
+        assert reader.idle().type == "end_turn"
+    assert client.beta.sessions.retrieve(session.id).status == "idle"
+    (result,) = reader.of("agent.tool_result")
+    assert result.is_error and "interrupted" in texts(result)

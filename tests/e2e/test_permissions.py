@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from anthropic import Anthropic
 
+from tests.e2e.conftest import ServerProcess
 from tests.e2e.sessions import (
+    GATE,
     TOOLSET,
     Json,
     answer,
@@ -13,6 +15,7 @@ from tests.e2e.sessions import (
     history,
     message,
     new_session,
+    open_gate,
     policies,
     reading,
     refused,
@@ -117,6 +120,26 @@ def test_calls_that_need_no_answer_run_before_the_session_waits(client: Anthropi
         asked, written = reader.of("agent.tool_use")
         assert reason.event_ids == [asked.id]
         assert [result.tool_use_id for result in reader.of("agent.tool_result")] == [written.id]
+
+
+@pytest.mark.requirement("F026")
+def test_a_call_can_be_confirmed_while_others_still_run(live: ServerProcess, client: Anthropic) -> None:
+    session = new_session(client, policies(glob="always_ask"))
+    opened, waits = GATE
+    both = {"parallel": [waits, {"tool": "glob", "input": {"pattern": "*"}}]}
+    with reading(client, session.id) as reader:
+        send(client, session.id, script(opened, both, {"say": "Done."}))
+        reader.until("agent.tool_result")
+        reader.until("span.model_request_end")
+        asked = reader.of("agent.tool_use")[-1]
+        answer(client, session.id, allow(asked))
+        open_gate(live, session.id)
+        while reader.idle().type == "requires_action":
+            pass
+    assert {result.tool_use_id for result in reader.of("agent.tool_result")} == {
+        use.id for use in reader.of("agent.tool_use")
+    }
+    assert not any(result.is_error for result in reader.of("agent.tool_result"))
 
 
 @pytest.mark.requirement("F029", "F025")

@@ -57,7 +57,7 @@ class Call:
         self._query_string = query_string
         self._receive = receive
         self._complete = False
-        """The body has been read to its end."""
+        """The body has been read to its end, or as far as it will be."""
 
     @property
     def workspace_id(self) -> str:
@@ -139,6 +139,7 @@ class Call:
         while more and left > 0:
             chunk, more = await self._chunk()
             left -= len(chunk)
+        self._complete = True
         raise TooLarge(f"The request body is larger than the limit of {limit} bytes.")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from corral.api import pages, periods
+from corral.api import file_sources, pages, periods
 from corral.api.call import Call
 from corral.api.event_params import EventParams, to_events
 from corral.api.pages import Cursor, Page
@@ -98,6 +98,7 @@ async def send(call: Call) -> EventsSent:
     """`POST /v1/sessions/{session_id}/events`."""
     body = await call.body(EventsSend)
     events = to_events(body.events, "events")
+    await file_sources.check(call.services, call.workspace_id, events, "events")
     models = call.services.models
 
     def decide(session: Session, state: SessionState, now: datetime) -> Decision:

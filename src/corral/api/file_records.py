@@ -13,11 +13,11 @@ import anyio
 import msgspec
 
 from corral.api.dependencies import Services
-from corral.domain.file import File
+from corral.domain.file import FILE_KIND, File
 from corral.errors import NotFound
 from corral.interfaces import Record, RecordsQuery
 
-KIND = "file"
+KIND = FILE_KIND
 REFERENCE_KIND = "blob_reference"
 PAGE_RECORDS = 1_000
 

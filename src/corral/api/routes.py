@@ -13,7 +13,19 @@ from typing import Any, TypeAlias
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
-from corral.api import agents, environments, events, files, health, metrics, models, openapi, sessions, stream
+from corral.api import (
+    agents,
+    environments,
+    events,
+    files,
+    health,
+    metrics,
+    models,
+    openapi,
+    resources,
+    sessions,
+    stream,
+)
 from corral.api.admission import Endpoint
 from corral.api.dependencies import Services
 from corral.api.middleware import Gateway
@@ -24,6 +36,7 @@ from corral.domain.environment import Environment, EnvironmentCreate, Environmen
 from corral.domain.event import AnyEvent
 from corral.domain.file import FileMetadata
 from corral.domain.model import Model
+from corral.domain.resource import FileResource, FileResourceParams
 from corral.domain.session import SessionView
 
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -32,6 +45,7 @@ Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[None]]
 AGENT = "/v1/agents/{agent_id}"
 ENVIRONMENT = "/v1/environments/{environment_id}"
 SESSION = "/v1/sessions/{session_id}"
+RESOURCE = f"{SESSION}/resources/{{resource_id}}"
 FILE = "/v1/files/{file_id}"
 
 # fmt: off
@@ -80,6 +94,17 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              rate="create", body=events.EventsSend, answer=events.EventsSent),
     Endpoint("GET", f"{SESSION}/events/stream", stream.stream, "Stream a session's events",
              query=stream.StreamQuery, is_stream=True),
+
+    Endpoint("POST", f"{SESSION}/resources", resources.add, "Add a resource to a session",
+             rate="create", body=FileResourceParams, answer=FileResource),
+    Endpoint("GET", f"{SESSION}/resources", resources.list_, "List a session's resources",
+             query=resources.ListQuery, answer=Page[FileResource]),
+    Endpoint("GET", RESOURCE, resources.retrieve, "Retrieve a resource of a session",
+             answer=FileResource),
+    Endpoint("POST", RESOURCE, resources.update, "Update the token of a resource",
+             rate="create", body=resources.ResourceUpdate, answer=FileResource),
+    Endpoint("DELETE", RESOURCE, resources.delete, "Remove a resource from a session",
+             rate="create", answer=resources.ResourceDeleted),
 
     Endpoint("POST", "/v1/files", files.upload, "Upload a file",
              beta=None, rate="create", is_form=True, body=files.FileUpload, answer=FileMetadata),

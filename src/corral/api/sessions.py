@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from corral.api import agents, environments, pages, periods
+from corral.api import agents, environments, file_sources, outputs, pages, periods, resources
 from corral.api.call import Call
 from corral.api.decoding import Positive
 from corral.api.event_params import InitialEventParams, to_events
@@ -25,6 +25,7 @@ from corral.domain import intake, turn
 from corral.domain import metadata as metadata_rules
 from corral.domain.agent import AgentReference, AgentWithOverrides, SessionAgent
 from corral.domain.ids import new_id
+from corral.domain.resource import ResourceParams
 from corral.domain.session import INITIAL_EVENTS_MAX, Session, SessionState, SessionView, Status, view
 from corral.domain.usage import BudgetLimit
 from corral.errors import Invalid, NotFound
@@ -42,7 +43,7 @@ class SessionCreate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     budget: BudgetLimit | None = None
     initial_events: tuple[InitialEventParams, ...] = ()
     metadata: dict[str, str] = {}
-    resources: tuple[dict[str, object], ...] = ()
+    resources: tuple[ResourceParams, ...] = ()
     title: str | None = None
     vault_ids: tuple[str, ...] = ()
 
@@ -84,10 +85,13 @@ async def create(call: Call) -> SessionView:
     body = await call.body(SessionCreate)
     _refuse_unbuilt(body)
     events = to_events(body.initial_events, "initial_events")
+    file_sources.check_initial(events)
+    await file_sources.check(call.services, call.workspace_id, events, "initial_events")
     agent = await _agent(call, body.agent)
     now = call.services.clock.now()
+    session_id = new_id("sesn")
     session = Session(
-        id=new_id("sesn"),
+        id=session_id,
         workspace_id=call.workspace_id,
         agent=agent,
         environment_id=await _environment_id(call, body.environment_id),
@@ -96,12 +100,17 @@ async def create(call: Call) -> SessionView:
         title=check_title(body.title),
         metadata=metadata_rules.checked(body.metadata),
         budget=check_budget(call.services.models, agent, body.budget),
+        resources=await resources.copies(call, session_id, body.resources),
     )
 
     def decide(session: Session, state: SessionState, now: datetime) -> Decision:
         return Decision(intake.accept(session, state, events, now) if events else ())
 
-    committed = await call.services.log.create(session, SessionState(thread_id=new_id("sthr")), decide)
+    try:
+        committed = await call.services.log.create(session, SessionState(thread_id=new_id("sthr")), decide)
+    except BaseException:
+        await resources.discard(call, session.resources)
+        raise
     tell_engine(call, committed)
     return _view(call, Snapshot(committed.session, committed.state))
 
@@ -111,8 +120,6 @@ def _refuse_unbuilt(body: SessionCreate) -> None:
         raise Invalid(
             f"initial_events: at most {INITIAL_EVENTS_MAX} events are allowed, got {len(body.initial_events)}"
         )
-    if body.resources:
-        raise Invalid("resources: this server does not support session resources yet")
     if body.vault_ids:
         raise Invalid("vault_ids: this server does not support vaults yet")
 
@@ -190,6 +197,7 @@ async def delete(call: Call) -> SessionDeleted:
             raise Invalid(f"session {session.id} is {state.status} and cannot be deleted; interrupt it first")
 
     await call.services.log.delete(session_id, call.workspace_id, allow)
+    await outputs.forget(call.services, call.workspace_id, session_id)
     # Whoever advances sessions finds this one gone, and lets go of what it had for it.
     call.services.engine.wake(session_id)
     return SessionDeleted(id=session_id)

@@ -116,6 +116,10 @@ class AgentThinking(Event, frozen=True, kw_only=True, tag="agent.thinking"):
     """The agent thought. A bare marker: the text stays on the server."""
 
 
+class AgentThreadContextCompacted(Event, frozen=True, kw_only=True, tag="agent.thread_context_compacted"):
+    """The conversation was condensed for the model; the history here stays whole."""
+
+
 class AgentToolUse(Event, frozen=True, kw_only=True, tag="agent.tool_use"):
     """The agent calls a built-in tool. `evaluation` is absent when the tool is not enabled."""
 
@@ -317,6 +321,7 @@ AnyEvent: TypeAlias = (
     ClientEvent
     | AgentMessage
     | AgentThinking
+    | AgentThreadContextCompacted
     | AgentToolUse
     | AgentToolResult
     | AgentCustomToolUse

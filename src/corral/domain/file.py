@@ -20,6 +20,8 @@ import msgspec
 
 from corral.errors import Invalid
 
+FILE_KIND = "file"
+"""Of records."""
 FILENAME_CHARACTERS_MAX = 255
 FILENAME_FORBIDDEN = frozenset('<>:"|?*')
 EXPIRY_SECONDS_MIN, EXPIRY_SECONDS_MAX = 3_600, 7_776_000

@@ -28,8 +28,10 @@ import msgspec
 
 from corral.domain import event as ev
 from corral.domain.session import CallStage, PendingCall, QueuedEvent, SessionState, Status
-from corral.domain.usage import RequestTokens, add
+from corral.domain.usage import RequestTokens, add, prompt_tokens
 from corral.errors import CorralError, Invalid
+
+OVERFLOWED_TOKENS = 1 << 40
 
 TRANSITIONS: dict[Status, dict[str, Status]] = {
     "idle": {
@@ -153,7 +155,12 @@ def fold(state: SessionState, event: ev.AnyEvent, tokens: RequestTokens | None =
         case ev.UserToolConfirmation() | ev.UserCustomToolResult() | ev.AgentToolResult():
             return _fold_answer(state, event)
         case ev.AgentToolUse() | ev.AgentCustomToolUse():
-            return msgspec.structs.replace(state, pending=(*state.pending, _pending(event)))
+            return msgspec.structs.replace(state, pending=(*state.pending, _pending(event)), compactions=0)
+        case ev.AgentMessage():
+            return msgspec.structs.replace(state, compactions=0)
+        case ev.AgentThreadContextCompacted():
+            # What was to be answered before still is; how long the condensed conversation is, the next request tells.
+            return msgspec.structs.replace(state, answer_due=True, context_tokens=0, compactions=state.compactions + 1)
         case ev.SpanModelRequestStart():
             return msgspec.structs.replace(state, open_request_id=event.id)
         case ev.SpanModelRequestEnd():
@@ -163,7 +170,6 @@ def fold(state: SessionState, event: ev.AnyEvent, tokens: RequestTokens | None =
             return msgspec.structs.replace(state, attempt=state.attempt + 1 if retrying else 0)
         case (
             ev.UserInterrupt()
-            | ev.AgentMessage()
             | ev.AgentThinking()
             | ev.SessionUpdated()
             | ev.SessionUsage()
@@ -206,7 +212,7 @@ def _fold_idle(state: SessionState, stop_reason: ev.StopReason) -> SessionState:
     state = msgspec.structs.replace(state, stop_reason=stop_reason)
     if isinstance(stop_reason, ev.RequiresAction | ev.BudgetReached):
         return state
-    return msgspec.structs.replace(state, answer_due=False, rounds=0, attempt=0)
+    return msgspec.structs.replace(state, answer_due=False, rounds=0, attempt=0, compactions=0)
 
 
 def _fold_answer(
@@ -232,10 +238,19 @@ def _fold_request_end(state: SessionState, event: ev.SpanModelRequestEnd, tokens
         raise Invalid(f"model request {event.model_request_start_id} is not open")
     state = msgspec.structs.replace(state, open_request_id=None)
     if tokens is not None:
-        state = msgspec.structs.replace(state, totals=add(state.totals, tokens))
+        state = msgspec.structs.replace(
+            state, totals=add(state.totals, tokens), context_tokens=_context_tokens(state, event, tokens)
+        )
     if event.is_error:
         return state
     return msgspec.structs.replace(state, answer_due=False, rounds=state.rounds + 1, attempt=0)
+
+
+def _context_tokens(state: SessionState, event: ev.SpanModelRequestEnd, tokens: RequestTokens) -> int:
+    """The answer becomes part of the next prompt. A prompt that did not fit is longer than any window."""
+    if tokens.overflowed:
+        return OVERFLOWED_TOKENS
+    return state.context_tokens if event.is_error else prompt_tokens(tokens) + tokens.output_tokens
 
 
 def _pending(event: ev.AgentToolUse | ev.AgentCustomToolUse) -> PendingCall:

@@ -160,6 +160,11 @@ class Catalogue:
         listed = self._by_name.get(model_id)
         return None if listed is None else listed.price
 
+    def window(self, model_id: str) -> int | None:
+        """Tokens that a model id or alias can take in; None when nobody knows."""
+        listed = self._by_name.get(model_id)
+        return None if listed is None else listed.model.max_input_tokens
+
     def supports_system_messages(self, model_id: str) -> bool:
         """Whether the model takes system messages in mid-conversation. Only models known not to are refused."""
         listed = self._by_name.get(model_id)

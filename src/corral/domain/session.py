@@ -17,6 +17,7 @@ import msgspec
 
 from corral.domain.agent import SessionAgent
 from corral.domain.event import Permission, StopReason
+from corral.domain.resource import FileResource, MountedFile
 from corral.domain.usage import BudgetLimit, UsageSnapshot, UsageTotals, snapshot
 
 Status: TypeAlias = Literal["idle", "running", "rescheduling", "terminated"]
@@ -41,6 +42,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     budget: BudgetLimit | None = None
     deployment_id: str | None = None
+    resources: tuple[MountedFile, ...] = ()
 
 
 class QueuedEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -88,6 +90,10 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     """Model requests of this turn that succeeded."""
     attempt: int = 0
     """Failures of the current model request in a row."""
+    context_tokens: int = 0
+    """Size of the conversation at the last model request, as far as the model told."""
+    compactions: int = 0
+    """Condensed so often in a row, with no answer in between."""
     totals: UsageTotals = UsageTotals()
     running_since: datetime | None = None
     active_milliseconds: int = 0
@@ -129,7 +135,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     stats: SessionStats
     deployment_id: str | None = None
     outcome_evaluations: tuple[()] = ()
-    resources: tuple[()] = ()
+    resources: tuple[FileResource, ...] = ()
     vault_ids: tuple[()] = ()
 
 
@@ -151,4 +157,5 @@ def view(session: Session, state: SessionState, now: datetime) -> SessionView:
         usage=snapshot(state.totals, active),
         stats=SessionStats(active_seconds=active / 1000, duration_seconds=(end - session.created_at).total_seconds()),
         deployment_id=session.deployment_id,
+        resources=tuple(each.resource for each in session.resources),
     )

@@ -24,12 +24,19 @@ from corral.domain.session import PendingCall, Session, SessionState
 from corral.domain.usage import RequestTokens, reached, snapshot
 
 ROUNDS_ARE_UP = "The agent made {} model requests in one turn. Send a message to go on."
+COMPACTIONS_ARE_UP = "The conversation was condensed {} times in a row and is still too long for the model."
 TIME_IS_UP = "The session has used the {:g} seconds of running time that this server allows it."
 INTERRUPTED = "The user interrupted execution before this call finished. Its effects, if any, are unknown."
 
 
 class AskModel(NamedTuple):
     """Send the conversation to the model; `request_id` is the span that was opened for it."""
+
+    request_id: str
+
+
+class Compact(NamedTuple):
+    """Condense the conversation; `request_id` is the span of the model request that does it."""
 
     request_id: str
 
@@ -50,7 +57,7 @@ class Rest(NamedTuple):
     """Nothing to do until an event arrives."""
 
 
-Step: TypeAlias = AskModel | RunCalls | Backoff | Rest
+Step: TypeAlias = AskModel | Compact | RunCalls | Backoff | Rest
 
 
 class Limits(NamedTuple):
@@ -59,6 +66,9 @@ class Limits(NamedTuple):
     rounds_max: int = 500
     session_seconds_max: float | None = None
     """Running time of the whole session; over it, the turn ends at once."""
+    compact_above_tokens: int | None = None
+    """A conversation longer than this is condensed before the model is asked again."""
+    compactions_max: int = 3
     spending_stopped: bool = False
     """True when the organisation's spend limit is reached: no model request starts."""
 
@@ -112,6 +122,8 @@ def _next(session: Session, state: SessionState, limits: Limits, now: datetime) 
     if state.rounds >= limits.rounds_max:
         message = ROUNDS_ARE_UP.format(limits.rounds_max)
         return _exhausted(session, state, "tool_use_limit_reached_error", message, now), None
+    if limits.compact_above_tokens is not None and state.context_tokens > limits.compact_above_tokens:
+        return _begin_compaction(session, state, limits, now)
     return begin_request(state)
 
 
@@ -183,6 +195,17 @@ def begin_request(state: SessionState) -> tuple[list[Change], Step]:
     return changes, AskModel(request_id)
 
 
+def _begin_compaction(
+    session: Session, state: SessionState, limits: Limits, now: datetime
+) -> tuple[list[Change], Step | None]:
+    """Open a model request for the summary. What waits goes on waiting: it is not part of what is condensed."""
+    if state.compactions >= limits.compactions_max:
+        message = COMPACTIONS_ARE_UP.format(state.compactions)
+        return _exhausted(session, state, "compaction_limit_reached_error", message, now), None
+    request_id = new_id("sevt")
+    return [Append(ev.SpanModelRequestStart(id=request_id))], Compact(request_id)
+
+
 def resume(session: Session, state: SessionState) -> list[Change]:
     """The wait before a retry is over."""
     return running(session, state) if state.status == "rescheduling" else []
@@ -214,6 +237,13 @@ def fail_request(
     return changes + give_up(session, state, now)
 
 
+def overflow(state: SessionState) -> list[Change]:
+    """The prompt did not fit: `proceed` will condense the conversation and ask again."""
+    if state.open_request_id is None:
+        return []
+    return [_request_end(state.open_request_id, RequestTokens(cost_microdollars=0, overflowed=True))]
+
+
 def give_up(session: Session, state: SessionState, now: datetime) -> list[Change]:
     """`exhausted`: queued inputs are flushed (processed and dropped), open calls closed, and the session rests."""
     flushed: list[Change] = [Process(queued.id) for queued in state.queue]
@@ -223,7 +253,7 @@ def give_up(session: Session, state: SessionState, now: datetime) -> list[Change
 def _exhausted(
     session: Session,
     state: SessionState,
-    kind: Literal["unknown_error", "tool_use_limit_reached_error"],
+    kind: Literal["unknown_error", "tool_use_limit_reached_error", "compaction_limit_reached_error"],
     message: str,
     now: datetime,
 ) -> list[Change]:

@@ -90,6 +90,8 @@ class RequestTokens(msgspec.Struct, frozen=True, kw_only=True):
     cache_creation_5m_input_tokens: int = 0
     cache_creation_1h_input_tokens: int = 0
     cost_microdollars: int | None = None
+    overflowed: bool = False
+    """The request was refused because the prompt did not fit."""
 
 
 def token_cost_microdollars(tokens: RequestTokens, price: Price) -> int:

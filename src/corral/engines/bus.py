@@ -15,6 +15,9 @@ import anyio
 from corral.errors import Unavailable
 from corral.interfaces import Frame
 
+PREVIEW_START = "event_start"
+PREVIEWS_END = "span.model_request_end"
+
 
 class LocalSubscription:
     """One reader's queue."""
@@ -26,7 +29,8 @@ class LocalSubscription:
         self._frames: deque[Frame] = deque()
         self._bytes = 0
         self._ready = anyio.Event()
-        self._shed: set[str] = set()
+        self._followed: set[str] = set()
+        """Previews of the open model request that this reader has seen from their start, without a gap."""
         self._cut_off = False
         self._closed = False
 
@@ -36,19 +40,29 @@ class LocalSubscription:
             return
         if len(self._frames) >= self._bus.frames_max or self._bytes + len(frame.data) > self._bus.bytes_max:
             if frame.preview_of is not None:
-                self._shed.add(frame.preview_id or "")
+                self._followed.discard(frame.preview_id or "")
                 return
             self._cut_off = True
             self._frames.clear()
         else:
             self._frames.append(frame)
             self._bytes += len(frame.data)
+            self._follow(frame)
         self._ready.set()
 
     def _wants(self, frame: Frame) -> bool:
         if frame.preview_of is None:
             return True
-        return frame.preview_of in self._previews and frame.preview_id not in self._shed
+        # Clients cannot use a preview whose start they have not seen, nor one with a hole in it.
+        return frame.preview_of in self._previews and (
+            frame.type == PREVIEW_START or frame.preview_id in self._followed
+        )
+
+    def _follow(self, frame: Frame) -> None:
+        if frame.type == PREVIEW_START:
+            self._followed.add(frame.preview_id or "")
+        elif frame.type == PREVIEWS_END:
+            self._followed.clear()
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         while True:

@@ -101,23 +101,23 @@ def commit_answer(
 ) -> list[Change]:
     """The changes that put the answer into the log, and end the turn if the model refused."""
     changes: list[Change] = [Append(event) for event in answer.events]
-    usage = answer.usage
-    end = ev.SpanModelRequestEnd(
-        id=new_id("sevt"),
-        model_request_start_id=request_id,
-        model_usage=ev.SpanModelUsage(
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cache_read_input_tokens=usage.cache_read_input_tokens,
-            cache_creation_input_tokens=usage.cache_creation_5m_input_tokens + usage.cache_creation_1h_input_tokens,
-            speed=session.agent.model.speed,
-        ),
-    )
+    usage = msgspec.structs.replace(span_usage(answer.usage), speed=session.agent.model.speed)
+    end = ev.SpanModelRequestEnd(id=new_id("sevt"), model_request_start_id=request_id, model_usage=usage)
     changes.append(Append(end, tokens=answer.tokens, private=answer.replay))
     changes += [Append(result) for result in answer.results]
     if answer.refusal is not None:
         changes += turn.refuse(session, state, changes, answer.refusal, now)
     return changes
+
+
+def span_usage(usage: ModelUsage) -> ev.SpanModelUsage:
+    """Usage as a span shows it."""
+    return ev.SpanModelUsage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_input_tokens=usage.cache_read_input_tokens,
+        cache_creation_input_tokens=usage.cache_creation_5m_input_tokens + usage.cache_creation_1h_input_tokens,
+    )
 
 
 def cost(usage: ModelUsage, price: ListPrice | None) -> RequestTokens:

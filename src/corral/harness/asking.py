@@ -29,7 +29,7 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
     request = ModelRequest(
         model=session.agent.model.id,
         system=system_text(session.agent, parts.tools),
-        messages=tuple(context.messages),
+        messages=await parts.attachments.resolved(session.workspace_id, context.messages),
         tools=tool_specs(session.agent, parts.tools),
         output_tokens_max=parts.settings.output_tokens_max,
         effort=session.agent.model.effort.type,

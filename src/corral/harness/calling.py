@@ -6,7 +6,7 @@ words that do not pretend. Nothing is committed here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import msgspec
@@ -15,6 +15,7 @@ import structlog
 from corral.domain import event as ev
 from corral.domain.content import ResultBlock, TextBlock
 from corral.domain.ids import new_id
+from corral.domain.session import Session
 from corral.errors import Invalid, SandboxError
 from corral.harness.context import OpenCall
 from corral.harness.parts import Parts
@@ -26,9 +27,10 @@ log = structlog.get_logger(__name__)
 class Caller:
     """Makes one session's calls, in a sandbox that it opens when first needed."""
 
-    def __init__(self, parts: Parts, session_id: str) -> None:
+    def __init__(self, parts: Parts, session: Callable[[], Session]) -> None:
         self._parts = parts
-        self._session_id = session_id
+        self._session = session
+        """The session as it is now: its resources may change between two calls."""
         self._sandbox: Sandbox | None = None
         self._opening = anyio.Lock()
 
@@ -37,7 +39,7 @@ class Caller:
         try:
             await self._open()
         except SandboxError as error:
-            log.warning("sandbox_unavailable", session_id=self._session_id, reason=error.message)
+            log.warning("sandbox_unavailable", session_id=self._session().id, reason=error.message)
 
     async def run(self, call_id: str, call: OpenCall, *, resumed: bool) -> ev.AgentToolResult:
         """Run one call, or collect what an earlier worker began (`resumed`)."""
@@ -57,7 +59,10 @@ class Caller:
     async def _open(self) -> Sandbox:
         async with self._opening:
             # Always through the backend: it knows when a sandbox has died and must be made anew.
-            self._sandbox = await self._parts.sandboxes.open(self._session_id)
+            session = self._session()
+            self._sandbox = await self._parts.sandboxes.open(session.id)
+            mounts = [each.mount() for each in session.resources]
+            await self._parts.sandboxes.mount(session.id, mounts, self._parts.blobs)
             return self._sandbox
 
 

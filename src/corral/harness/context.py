@@ -26,6 +26,8 @@ from corral.domain.content import (
 )
 from corral.interfaces import LoggedEvent, PromptMessage
 
+SUMMARY_FOLLOWS = "[The conversation so far was condensed. Its summary:]\n"
+
 _ANSWER = msgspec.json.Decoder(tuple[AssistantBlock, ...])
 
 
@@ -34,6 +36,14 @@ class OpenCall(NamedTuple):
 
     name: str
     input: JsonObject
+
+
+class Condensed(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation in short; kept beside `agent.thread_context_compacted`."""
+
+    summary: str
+    kept: int
+    """Messages from the end that stay as they are."""
 
 
 class Context:
@@ -68,6 +78,8 @@ class Context:
                 self._add_result(event.tool_use_id, event)
             case ev.UserCustomToolResult():
                 self._add_result(event.custom_tool_use_id, event)
+            case ev.AgentThreadContextCompacted() if private is not None:
+                self._condense(msgspec.json.decode(private, type=Condensed))
             case ev.SessionStatusIdle(stop_reason=ev.RetriesExhausted()):
                 self._arriving.clear()  # flushed: taken off the queue and dropped
             case _:
@@ -77,6 +89,13 @@ class Context:
         for message in self._arriving:
             self._append(message)
         self._arriving.clear()
+
+    def _condense(self, condensed: Condensed) -> None:
+        kept = self.messages[len(self.messages) - condensed.kept :]
+        text = TextBlock(text=SUMMARY_FOLLOWS + condensed.summary)
+        self.messages = [PromptMessage(role="user", content=(text,))]
+        for message in kept:
+            self._append(message)
 
     def _add_result(self, call_id: str, event: ev.AgentToolResult | ev.UserCustomToolResult) -> None:
         self.open_calls.pop(call_id, None)

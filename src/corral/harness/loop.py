@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import TypeAlias, TypeVar, assert_never
+from typing import TypeVar, assert_never
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,20 +18,21 @@ from anyio.abc import TaskGroup
 from corral.domain import turn
 from corral.domain.lifecycle import Append, Change
 from corral.domain.session import PendingCall, Session, SessionState
-from corral.errors import ProviderError
+from corral.errors import ContextOverflow, ProviderError
 from corral.harness.answer import commit_answer
 from corral.harness.asking import ask
 from corral.harness.calling import Caller
+from corral.harness.compaction import commit_compaction, compact
 from corral.harness.context import Context
+from corral.harness.deciding import Happened, following, unchanged
 from corral.harness.failure import backoff_seconds, error_object
+from corral.harness.interruption import unless
 from corral.harness.parts import Parts
 from corral.harness.prompt import sandbox_tools
-from corral.interfaces import Claim, Decide, Decision, EventsQuery, LoggedEvent, Signal, Step
+from corral.interfaces import Claim, Decide, EventsQuery, LoggedEvent, Signal, Step
 
 T = TypeVar("T")
 PAGE_EVENTS = 1_000
-Happened: TypeAlias = Callable[[Session, SessionState, datetime], Sequence[Change]]
-"""What has happened, as changes to the session as it is now."""
 
 
 class Turn:
@@ -53,7 +54,7 @@ class Turn:
         self._context = context
         self._interrupted = interrupted
         self._background = background
-        self._caller = Caller(parts, self._session.id)
+        self._caller = Caller(parts, lambda: self._session)
         self._warmed = False
         self._inherited = {call.id for call in claim.state.pending} if inherited else set[str]()
         self._retry_after_seconds: float | None = None
@@ -67,6 +68,8 @@ class Turn:
             match step:
                 case turn.AskModel(request_id):
                     step = await self._ask(request_id)
+                case turn.Compact(request_id):
+                    step = await self._compact(request_id)
                 case turn.RunCalls(calls):
                     step = await self._run_calls(calls)
                 case turn.Backoff(attempt):
@@ -112,14 +115,28 @@ class Turn:
         match answer:
             case None:
                 return await self.commit(unchanged)
+            case ContextOverflow():
+                return await self.commit(lambda session, state, now: turn.overflow(state))
             case ProviderError():
-                failure = answer
-                self._retry_after_seconds = failure.retry_after_seconds
-                return await self.commit(lambda session, state, now: self._failed(session, state, failure, now))
+                return await self._fail(answer)
             case _:
                 return await self.commit(
                     lambda session, state, now: commit_answer(session, state, answer, request_id, now)
                 )
+
+    async def _compact(self, request_id: str) -> Step:
+        compaction = await self._unless_interrupted(lambda: compact(self._parts, self._session, self._context))
+        match compaction:
+            case None:
+                return await self.commit(unchanged)
+            case ProviderError():
+                return await self._fail(compaction)
+            case _:
+                return await self.commit(lambda session, state, now: commit_compaction(compaction, request_id))
+
+    async def _fail(self, failure: ProviderError) -> Step:
+        self._retry_after_seconds = failure.retry_after_seconds
+        return await self.commit(lambda session, state, now: self._failed(session, state, failure, now))
 
     def _failed(self, session: Session, state: SessionState, failure: ProviderError, now: datetime) -> Sequence[Change]:
         if any(queued.type == "user.interrupt" for queued in state.queue):
@@ -163,36 +180,7 @@ class Turn:
         return None if limit is None else max(0.0, limit - self._state.active_at(self._parts.clock.now()) / 1000)
 
     async def _unless_interrupted(self, action: Callable[[], Awaitable[T]]) -> T | None:
-        """Do something, and drop it at once when an interrupt arrives or the session's time is up; then None."""
-        result: T | None = None
-        async with anyio.create_task_group() as tasks:
-
-            async def watch() -> None:
-                with anyio.move_on_after(self._seconds_left()):
-                    await self._interrupted.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(watch)
-            result = await action()
-            tasks.cancel_scope.cancel()
-        return result
-
-
-async def following(parts: Parts, happened: Happened) -> Decide:
-    """The decision that appends what has happened and goes on as far as the rules alone can."""
-    settings = parts.settings
-    limits = turn.Limits(settings.tool_rounds_max, settings.session_seconds_max, await parts.spending_stopped())
-
-    def decide(session: Session, state: SessionState, now: datetime) -> Decision:
-        decision = turn.proceed(session, state, happened(session, state, now), limits, now)
-        return Decision(decision.changes, step=decision.step)
-
-    return decide
-
-
-def unchanged(session: Session, state: SessionState, now: datetime) -> Sequence[Change]:
-    """Nothing has happened."""
-    return ()
+        return await unless(self._interrupted, self._seconds_left(), action)
 
 
 def _given(step: Step | None) -> Step:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from corral.config import HarnessSettings
 from corral.domain.model import ListPrice
-from corral.interfaces import Bus, Clock, EventLog, Provider, Sandboxes, Tool
+from corral.harness.attachments import Attachments
+from corral.interfaces import Blobs, Bus, Clock, EventLog, Provider, Sandboxes, Tool
 
 
 class Parts(NamedTuple):
@@ -17,9 +18,13 @@ class Parts(NamedTuple):
     bus: Bus
     provider: Provider
     sandboxes: Sandboxes
+    blobs: Blobs
+    attachments: Attachments
     tools: Mapping[str, Tool]
     price: Callable[[str], ListPrice | None]
     """List price of a model id."""
+    window: Callable[[str], int]
+    """Tokens that a model id can take in."""
     spending_stopped: Callable[[], Awaitable[bool]]
     """Whether the organisation's spend limit is reached."""
     clock: Clock

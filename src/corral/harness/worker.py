@@ -10,8 +10,9 @@ import anyio
 
 from corral.errors import NotFound
 from corral.harness.context import Context
+from corral.harness.deciding import following, unchanged
 from corral.harness.failure import abandon, unwrapped
-from corral.harness.loop import Turn, following, unchanged
+from corral.harness.loop import Turn
 from corral.harness.parts import Parts
 from corral.interfaces import Claim, Signal
 

@@ -6,7 +6,7 @@ pattern matches wins. Providers are made on first use, so a route that nobody ta
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -19,6 +19,11 @@ from corral.interfaces import ModelChunk, ModelRequest, Provider
 def default_routes(*, anthropic: bool) -> tuple[ModelRoute, ...]:
     """The routes of a server whose `corral.toml` names none. `anthropic`: is there a key or a base URL for it?"""
     return (ModelRoute(pattern="*", provider="anthropic" if anthropic else "local"),)
+
+
+def route_of(routes: Iterable[ModelRoute], model: str) -> ModelRoute | None:
+    """The first route whose pattern matches."""
+    return next((route for route in routes if fnmatchcase(model, route.pattern)), None)
 
 
 class RoutedProvider:
@@ -46,9 +51,9 @@ class RoutedProvider:
 
     def route(self, model: str) -> ModelRoute:
         """The first route that matches. Raises `ProviderRefused` naming the model when there is none."""
-        for route in self._routes:
-            if fnmatchcase(model, route.pattern):
-                return route
+        route = route_of(self._routes, model)
+        if route is not None:
+            return route
         raise ProviderRefused(f"No provider serves the model `{model}`. Add a [[models]] route to corral.toml.")
 
     async def close(self) -> None:

@@ -21,6 +21,7 @@ A step is a part, or an array of parts that make one answer. A part is an object
 
 The judge of the `auto` policy asks about one call, and takes its answer from that call: "judge:DENY" anywhere in the
 call's input makes it say DENY, any other word likewise; "judge:fail" breaks the request; without a word it says ALLOW.
+Asked for a summary of a transcript (a system prompt that begins so), it says back the lines that hold "remember:".
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from corral.interfaces import (
 )
 
 FENCE = "```script"
+SUMMARY_ASKED = "Summarise the transcript"
 SCRIPT_STEPS_MAX = 10_000
 JUDGED_CALL = re.compile(r"<call>\n([^\n]*)\n</call>\Z")
 """How a request ends that puts a call to the judge. The call is JSON on one line, so what it holds cannot end it."""
@@ -192,6 +194,8 @@ class _Answer:
 
 def _step(request: ModelRequest) -> tuple[Part, ...]:
     """The parts of the answer that this request asks for."""
+    if request.system.startswith(SUMMARY_ASKED):
+        return (Part(say=_summary(request.messages)),)
     position, text = _latest_user_text(request.messages)
     if not request.tools and (judged := JUDGED_CALL.search(text)):
         return (_judgement(judged[1]),)
@@ -254,6 +258,13 @@ def _latest_user_text(messages: Sequence[PromptMessage]) -> tuple[int, str]:
         if message.role == "user" and texts:
             return position, texts[-1]  # messages that waited together are one; the last has the word
     return 0, ""
+
+
+def _summary(messages: Sequence[PromptMessage]) -> str:
+    """The lines of the transcript that say `remember:`, each once; a summary must say something."""
+    _, text = _latest_user_text(messages)
+    lines = dict.fromkeys(line.strip() for line in text.splitlines() if "remember:" in line and FENCE not in line)
+    return "\n".join(lines) or "Nothing of note."
 
 
 def _assistant_messages(messages: Sequence[PromptMessage]) -> int:

@@ -54,6 +54,8 @@ class SessionDirectory:
         self.files = self.path / "files"
         self.socket = self.server / "socket"
         self.log = self.server / "log"
+        self.uploads = self.server / "uploads.json"
+        """What was put among the uploads: hashes by path."""
         self._record = self.server / "instance.json"
 
     def lock(self, seconds_max: float) -> int:

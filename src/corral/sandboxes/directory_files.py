@@ -114,7 +114,7 @@ def begin_uploads(directory: SessionDirectory, wanted: Mapping[str, str]) -> lis
         # Before anything is placed: a crash then leaves paths that are noted and missing, never the reverse.
         draft = directory.server / "uploads.draft"
         draft.write_bytes(msgspec.json.encode(wanted))
-        draft.replace(directory.server / "uploads.json")
+        draft.replace(directory.uploads)
         return [path for path in wanted if not _exists(uploads, path)]
 
 
@@ -134,7 +134,7 @@ def install_upload(directory: SessionDirectory, draft: str, path: str) -> None:
 
 def _placed(directory: SessionDirectory) -> dict[str, str]:
     try:
-        return msgspec.json.decode((directory.server / "uploads.json").read_bytes(), type=dict[str, str])
+        return msgspec.json.decode(directory.uploads.read_bytes(), type=dict[str, str])
     except FileNotFoundError:
         return {}
 

@@ -201,6 +201,8 @@ class LocalSandboxes(ABC):
         if self._mounted.get(session_id) == wanted:
             return
         directory = SessionDirectory(self._root, session_id)
+        if not wanted and not directory.uploads.exists():
+            return
         try:
             async with self._locks.setdefault(session_id, anyio.Lock()):
                 for path in await anyio.to_thread.run_sync(directory_files.begin_uploads, directory, wanted):

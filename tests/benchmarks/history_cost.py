@@ -1,0 +1,115 @@
+"""What a turn costs the server in a session with a short and with a long past.
+
+A real server in this process; its model answers at once, so what is measured is the server's own work for a turn: take
+the message, wake, read what is new, decide, store, tell the stream. The client is a socket and costs both arms the same.
+The arms take turns. A session's first turn after a start reads its whole history; that is a row of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import tempfile
+import time
+from datetime import datetime
+
+import msgspec
+import structlog
+import uvloop
+
+from corral import config
+from corral.app import Corral, open_corral
+from corral.domain import event as ev
+from corral.domain.content import TextBlock
+from corral.domain.ids import new_id
+from corral.domain.lifecycle import Append, Change
+from corral.domain.session import Session, SessionState
+from corral.interfaces import Decision
+from corral.serving import bind, serving
+from tests.benchmarks.server_process import Address, Connection, message
+from tests.benchmarks.turn_latency import InstantModel
+
+NAME = "A turn in a session with a past"
+SHORT, LONG = 10, 10_000
+"""Earlier events, at least."""
+ROUNDS = 30
+TURNS = 10
+TEXT = TextBlock(text="The build is green: 412 tests passed in 38 s, none were skipped and nothing was left running.")
+
+
+def run() -> list[tuple[str, float, str, str]]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_measure())
+
+
+async def _measure() -> list[tuple[str, float, str, str]]:
+    with tempfile.TemporaryDirectory() as directory, bind("127.0.0.1", 0) as listener:
+        settings = config.load(environ={}, overrides={"data_dir": directory, "cache_dir": directory})
+        async with open_corral(settings, provider=InstantModel()) as corral, serving(corral, listener) as url:
+            address = Address(int(url.rpartition(":")[2]), corral.api_key)
+            asking = await address.connect()
+            sessions = await address.sessions(asking, 2)
+            streams: list[Connection] = []
+            for session_id, length in zip(sessions, (SHORT, LONG), strict=True):
+                await _live(corral, session_id, length)
+                streams.append(await address.connect())
+                await streams[-1].open_stream(address, session_id)
+            first, later = await _turns(address, asking, sessions, streams)
+            for connection in (asking, *streams):
+                connection.close()
+    ratio = statistics.median(long / short for short, long in zip(*later, strict=True))
+    short, long = (statistics.median(found) for found in later)
+    return [
+        (f"a turn after {SHORT} events", short, "ms CPU", "median; client and server in one process"),
+        (f"a turn after {LONG:,} events", long, "ms CPU", ""),
+        ("ratio", ratio, "", "aim: <= 1.2; median of the rounds' ratios"),
+        (f"first turn after a start, {LONG:,} events", first[1], "ms CPU", f"{first[0]:.1f} ms after {SHORT}"),
+    ]
+
+
+async def _turns(
+    address: Address, asking: Connection, sessions: list[str], streams: list[Connection]
+) -> tuple[list[float], tuple[list[float], list[float]]]:
+    """Milliseconds of processor time: for each arm's first turn, and for a turn in each round."""
+    arms = list(zip(sessions, streams, strict=True))
+    first = [await _cost(address, asking, *arm, 1) for arm in arms]
+    later: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS):
+        for arm, costs in zip(arms, later, strict=True):
+            costs.append(await _cost(address, asking, *arm, TURNS))
+    return first, later
+
+
+async def _cost(address: Address, asking: Connection, session_id: str, stream: Connection, turns: int) -> float:
+    request = address.request("POST", f"/v1/sessions/{session_id}/events", {"events": [message("Go on.")]})
+    before = time.process_time()
+    for _ in range(turns):
+        await asking.ask(request)
+        await stream.reader.readuntil(b'"type":"session.status_idle"')
+        await stream.reader.readuntil(b"\n\n")
+    return (time.process_time() - before) / turns * 1000
+
+
+async def _live(corral: Corral, session_id: str, length: int) -> None:
+    """Give a session a past, as turns would have left it."""
+    answer = msgspec.json.encode([TEXT])
+
+    def talk(session: Session, state: SessionState, now: datetime) -> Decision:
+        changes: list[Change] = []
+        while len(changes) < min(length, 1_000):
+            start = ev.SpanModelRequestStart(id=new_id("sevt"))
+            end = ev.SpanModelRequestEnd(id=new_id("sevt"), model_request_start_id=start.id)
+            changes += [
+                Append(ev.SessionStatusRunning(id=new_id("sevt"))),
+                Append(ev.UserMessage(id=new_id("sevt"), content=(TEXT,))),
+                Append(start),
+                Append(ev.AgentMessage(id=new_id("sevt"), content=(TEXT,))),
+                Append(end, private=answer),
+                Append(ev.SessionStatusIdle(id=new_id("sevt"), stop_reason=ev.EndTurn())),
+            ]
+        return Decision(changes)
+
+    for _ in range(max(1, length // 1_000)):
+        await corral.log.transact(session_id, talk)
