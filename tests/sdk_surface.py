@@ -106,7 +106,7 @@ REFUSED: Mapping[str, Refused] = {
 EVENTS_SERVED = frozenset(
     """
     user.message user.interrupt user.tool_confirmation user.custom_tool_result system.message
-    agent.message agent.thinking agent.tool_use agent.tool_result agent.custom_tool_use
+    agent.message agent.thinking agent.tool_use agent.tool_result agent.custom_tool_use agent.thread_context_compacted
     session.error session.updated session.usage session.deleted
     session.status_running session.status_rescheduled session.status_idle session.status_terminated
     session.thread_status_running session.thread_status_rescheduled session.thread_status_idle
@@ -124,7 +124,6 @@ EVENTS_REFUSED: Mapping[str, str] = {
     "span.outcome_evaluation_end": "outcomes",
     "agent.mcp_tool_use": "the MCP client",
     "agent.mcp_tool_result": "the MCP client",
-    "agent.thread_context_compacted": "compaction",
     "agent.thread_message_sent": "threads",
     "agent.thread_message_received": "threads",
     "session.thread_created": "threads",

@@ -28,6 +28,7 @@ from corral.harness.worker import Harness
 from corral.interfaces import Archive, EventLog, Provider, Records, Sandboxes
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider
+from corral.providers.openai import OpenAIProvider
 from corral.providers.routing import RoutedProvider, default_routes, route_of
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
@@ -179,6 +180,12 @@ def make_provider(settings: Settings) -> RoutedProvider:
             base_url=settings.anthropic_base_url,
             idle_seconds=settings.harness.model_idle_seconds_max,
         ),
+        "openai": lambda: OpenAIProvider(
+            api_key=secrets.openai_api_key,
+            base_url=settings.openai_base_url,
+            wire=settings.openai.wire,
+            idle_seconds=settings.harness.model_idle_seconds_max,
+        ),
         "local": lambda: _local_provider(settings),
         "scripted": ScriptedProvider,
     }
@@ -192,11 +199,13 @@ def _local_provider(settings: Settings) -> Provider:
 
 
 def model_routes(settings: Settings) -> tuple[ModelRoute, ...]:
-    """Which provider serves which model id, with nothing said: Anthropic if there is a key for it, else `local`."""
+    """Which provider serves which model id, with nothing said: Anthropic or OpenAI if there is a key, else `local`."""
     secrets = settings.secrets
     has_anthropic = bool(secrets.anthropic_api_key or secrets.anthropic_auth_token or settings.anthropic_base_url)
     scripted = ModelRoute(pattern="scripted*", provider="scripted")
-    return (*settings.models, scripted, *default_routes(anthropic=has_anthropic))
+    has_openai = bool(secrets.openai_api_key or settings.openai_base_url)
+    default = default_routes(anthropic=has_anthropic, openai=has_openai, openai_model=settings.openai.model)
+    return (*settings.models, scripted, *default)
 
 
 def _window(settings: Settings, catalogue: Catalogue) -> Callable[[str], int]:

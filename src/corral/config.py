@@ -115,6 +115,16 @@ class LocalModelSettings(Section, frozen=True, kw_only=True):
     start_seconds_max: float = 180.0
 
 
+class OpenAISettings(Section, frozen=True, kw_only=True):
+    """OpenAI, or another server that speaks its API, at `OPENAI_BASE_URL` and with `OPENAI_API_KEY`."""
+
+    model: str | None = None
+    """Sent in place of any `claude-*` id, when OpenAI is where models go by default and no route says otherwise."""
+    wire: Literal["responses", "chat"] | None = None
+    """`responses` (`/v1/responses`) or `chat` (`/v1/chat/completions`). Left out, it is `responses` for OpenAI itself
+    and `chat` for every other address."""
+
+
 class ModelRoute(Section, frozen=True, kw_only=True):
     """Which provider serves the model ids that match a pattern."""
 
@@ -167,6 +177,7 @@ class Settings(Section, frozen=True, kw_only=True):
     harness: HarnessSettings = HarnessSettings()
     sandbox: SandboxSettings = SandboxSettings()
     local_model: LocalModelSettings = LocalModelSettings()
+    openai: OpenAISettings = OpenAISettings()
     budget: BudgetSettings = BudgetSettings()
     models: tuple[ModelRoute, ...] = ()
     prices: Mapping[str, ModelPrice] = {}
@@ -174,6 +185,7 @@ class Settings(Section, frozen=True, kw_only=True):
     secrets: Secrets = Secrets()
     anthropic_base_url: str | None = None
     openai_base_url: str | None = None
+    """As OpenAI's own SDKs take it, with its `/v1`."""
 
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -190,6 +202,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "ANTHROPIC_BASE_URL": "anthropic_base_url",
     "OPENAI_API_KEY": "secrets.openai_api_key",
     "OPENAI_BASE_URL": "openai_base_url",
+    "OPENAI_MODEL": "openai.model",
 }
 
 

@@ -451,13 +451,11 @@ class Records(Protocol):
 
 
 class Restored(NamedTuple):
-    """A session from elsewhere, with its history."""
+    """A session from elsewhere. Its events come in the order of history, and before `state`, what they add up to."""
 
     session: Session
     events: Iterable[RestoredEvent]
-    """In the order of history, queued ones last. Read once, and before `state`."""
     state: Callable[[], SessionState]
-    """What the events add up to. Its queue counts their positions from 1."""
 
 
 class Archive(Protocol):
@@ -468,12 +466,9 @@ class Archive(Protocol):
         ...
 
     async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
-        """Store everything under its own ids, in one transaction; nothing is published and no spending is counted.
-
-        Items are taken one at a time, perhaps on another thread, and from the beginning again if the transaction has
-        to be repeated. What exists already and is the same on the wire is left alone and counted in the answer, by
-        kind (`session` for sessions). Raises `Conflict` for what exists and differs, and what the iteration raises;
-        then nothing is stored."""
+        """Store all items, or none; nothing is published, and no spending is counted. They are taken one at a time,
+        maybe on another thread, and anew if the transaction is repeated. What is here and the same on the wire is left
+        alone and counted in the answer by kind. Raises `Conflict` when it differs, and what the iteration raises."""
         ...
 
 
@@ -522,6 +517,10 @@ class Subscription(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Frame]:
         """Frames in commit order. Ends when the session is deleted; raises `Unavailable` when cut off."""
+        ...
+
+    def waiting(self, bytes_max: int) -> list[Frame]:
+        """Take frames that are there already, until they are so many bytes; never the last one of a session."""
         ...
 
     def close(self) -> None:

@@ -125,8 +125,11 @@ def test_one_bad_event_refuses_the_whole_request(world: World) -> None:
             [{"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}],
             "events.0.content.0.source.url: ",
         ),
-        ([{"type": "image", "source": {"type": "file", "file_id": "file_1"}}], "events.0.content.0.source: "),
-        ([{"type": "document", "source": {"type": "file", "file_id": "file_1"}}], "events.0.content.0.source: "),
+        ([{"type": "image", "source": {"type": "file", "file_id": "file_1"}}], "events.0.content.0.source.file_id: "),
+        (
+            [{"type": "document", "source": {"type": "file", "file_id": "file_1"}}],
+            "events.0.content.0.source.file_id: ",
+        ),
         ([{"type": "document", "source": PDF | {"media_type": "text/html"}}], "events.0.content.0.source.media_type: "),
         ([{"type": "document", "source": PDF | {"data": "QUJ"}}], "events.0.content.0.source.data: "),
         ([{"type": "document", "source": PDF, "title": "t" * 501}], "events.0.content.0.title: "),

@@ -326,6 +326,9 @@ def test_an_expired_file_is_listed_and_its_content_is_gone(server: Server) -> No
         server.client.beta.files.download(made.id)
     assert '"file_expired"' in caught.value.response.text
     assert server.client.beta.files.retrieve_metadata(made.id).id == made.id
+    assert blobs_of(server) == []
+    server.client.beta.files.delete(made.id)
+    assert records_of(server) == 0
 
 
 # ------------------------------------------------------------------------------------------------------ delete

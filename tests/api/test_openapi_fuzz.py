@@ -6,7 +6,7 @@ the same in every run.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import requests
@@ -27,7 +27,8 @@ EXAMPLES = 15
 def test_no_request_breaks_the_server(server: Server, world: World, method: str, path: str) -> None:
     document: dict[str, Any] = server.http.get("/openapi.json").json()
     known = {"agent_id": world.agent_id, "environment_id": world.environment_id, "model_id": "claude-opus-4-8"}
-    operation: Any = schemathesis.openapi.from_dict(document)[path][method]
+    schema = cast(Any, schemathesis.openapi.from_dict(document))
+    operation = schema[path][method]
     cases: st.SearchStrategy[Any] = st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode])
 
     with requests.Session() as connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,13 @@ def mount(file_id: str, path: str | None = None) -> Any:
     return {"type": "file", "file_id": file_id, **({} if path is None else {"mount_path": path})}
 
 
+def mounted(resources: Iterable[object]) -> list[BetaManagedAgentsFileResource]:
+    """All resources, which are files."""
+    files = [each for each in resources if isinstance(each, BetaManagedAgentsFileResource)]
+    assert len(files) == len(list(resources))
+    return files
+
+
 def blobs_of(server: Server) -> list[str]:
     found = [path for path in (server.directory / "blobs").rglob("*") if path.is_file() and path.name != "lock"]
     return sorted(path.name for path in found)
@@ -46,7 +53,7 @@ def test_a_session_is_given_its_own_copy_of_a_file(world: World) -> None:
     session = server.client.beta.sessions.retrieve(
         world.session(resources=[mount(file_id), mount(file_id, "/in/x.csv")])
     )
-    first, second = session.resources
+    first, second = mounted(session.resources)
     assert first.type == second.type == "file"
     assert first.mount_path == f"/mnt/session/uploads/{file_id}"
     assert second.mount_path == "/mnt/session/uploads/in/x.csv"
@@ -103,8 +110,8 @@ def test_resources_are_added_listed_shown_and_removed_while_the_session_lives(wo
     path = f"/v1/sessions/{session_id}/resources"
     for raw in server.http.get(path).json()["data"]:
         assert_is(raw, BetaManagedAgentsFileResource)
-    assert [each.id for each in resources.list(session_id)] == [each.id for each in added]
-    assert [each.id for each in resources.list(session_id, limit=2)] == [each.id for each in added]
+    assert [each.id for each in mounted(resources.list(session_id))] == [each.id for each in added]
+    assert [each.id for each in mounted(resources.list(session_id, limit=2))] == [each.id for each in added]
     assert resources.retrieve(added[1].id, session_id=session_id) == added[1]
     raw = server.http.delete(f"{path}/{added[1].id}").json()
     assert_is(raw, BetaManagedAgentsDeleteSessionResource)
@@ -119,14 +126,13 @@ def test_a_page_goes_on_where_it_ended_although_resources_were_removed(world: Wo
     session_id = world.session(resources=[mount(upload(world.server), f"/{n}") for n in range(6)])
     resources = world.client.beta.sessions.resources
     first = resources.list(session_id, limit=3)
-    resources.delete(first.data[2].id, session_id=session_id)
-    assert [each.mount_path[-1] for each in first.get_next_page().data] == ["3", "4", "5"]
+    resources.delete(mounted(first.data or ())[2].id, session_id=session_id)
+    assert [each.mount_path[-1] for each in mounted(first.get_next_page().data or ())] == ["3", "4", "5"]
 
 
 def test_a_file_has_no_token_to_update(world: World) -> None:
     session_id = world.session(resources=[mount(upload(world.server))])
-    (resource,) = world.client.beta.sessions.retrieve(session_id).resources
-    assert resource.type == "file"
+    (resource,) = mounted(world.client.beta.sessions.retrieve(session_id).resources)
     update = world.client.beta.sessions.resources.update
     assert "token" in refused(lambda: update(resource.id, session_id=session_id, authorization_token="x"))
 
@@ -248,7 +254,7 @@ def test_a_session_starts_with_at_most_a_hundred_documents(world: World) -> None
         return [{"type": "user.message", "content": [document] * count}]
 
     create = world.client.beta.sessions.create
-    place = {"agent": world.agent_id, "environment_id": world.environment_id}
+    place: Any = {"agent": world.agent_id, "environment_id": world.environment_id}
     assert create(**place, initial_events=events(100)).status == "running"
     assert "at most 100 document blocks" in refused(lambda: create(**place, initial_events=events(101)))
 

@@ -102,7 +102,7 @@ def test_initial_events_set_the_session_running_in_the_same_answer(world: World)
         ({"title": "t" * 501}, "title"),
         ({"metadata": {"k" * 65: "v"}}, "metadata"),
         ({"environment_id": "e" * 129}, "environment_id"),
-        ({"resources": [{"type": "file", "file_id": "file_1"}]}, "resources"),
+        ({"resources": [{"type": "memory_store", "memory_store_id": "memstore_1"}]}, "resources.0"),
         ({"vault_ids": ["vlt_1"]}, "vault_ids"),
         (
             {"budget": budget("0")},

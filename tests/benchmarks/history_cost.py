@@ -1,8 +1,8 @@
 """What a turn costs the server in a session with a short and with a long past.
 
-A real server in this process; its model answers at once, so what is measured is the server's own work for a turn: take
-the message, wake, read what is new, decide, store, tell the stream. The client is a socket and costs both arms the same.
-The arms take turns. A session's first turn after a start reads its whole history; that is a row of its own.
+A real server in this process; its model answers at once, so what is measured is the server's own work for a turn:
+take the message, wake, read what is new, decide, store, tell the stream. The client is a socket and costs both arms the
+same. The arms take turns. A session's first turn after a start reads its whole history; that is a row of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a request costs the server in processor time: its own user and system time, whatever the clients do.
 
-The rounds take turns between the kinds of request, since a machine's weather changes within seconds. Messages are posted
-to a session that waits for an answer from its model, so that the cost is that of accepting and storing, not of a turn.
+The rounds take turns between the kinds of request, since a machine's weather changes within seconds. Messages are
+posted to a session that waits for an answer from its model, so that the cost is that of accepting and storing, not of a
+turn.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class Address:
         """The bytes of a request."""
         content = b"" if body is None else json.dumps(body).encode()
         head = (
-            f"{method} {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {self._key}\r\nanthropic-beta: {BETA}\r\n"
+            f"{method} {path} HTTP/1.1\r\nhost: bench\r\n"
+            f"authorization: Bearer {self._key}\r\nanthropic-beta: {BETA}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         )
         return head.encode() + content
@@ -65,10 +66,12 @@ class Address:
         """New sessions whose model never answers, so that messages to them are stored and nothing else happens."""
         sessions = await self.sessions(connection, count)
         for session_id in sessions:
+            stream = await self.connect()
+            await stream.open_stream(self, session_id)
             events = f"/v1/sessions/{session_id}/events"
             await connection.ask(self.request("POST", events, {"events": [message(HANG)]}))
-            while b"span.model_request_start" not in await connection.ask(self.request("GET", events)):
-                await asyncio.sleep(0.01)
+            await stream.reader.readuntil(b"span.model_request_start")
+            stream.close()
         return sessions
 
 

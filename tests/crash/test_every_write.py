@@ -10,7 +10,7 @@ import asyncio
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import pytest
 from corral.config import HarnessSettings, SandboxSettings
 from corral.domain import event as ev
 from corral.domain import intake
-from corral.domain.event import AnyEvent
+from corral.domain.event import StoredEvent
 from corral.domain.session import SessionState
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalEngine
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.anyio
 
 WRITES_MAX = 40
 STEP_SECONDS_MAX = 60
-SCRIPT = [
+SCRIPT: list[object] = [
     [
         {"say": "Two at once."},
         {"tool": "bash", "input": {"command": "echo first >> ran"}},
@@ -50,6 +50,14 @@ SCRIPT = [
     {"say": "Done."},
 ]
 TASK = f"```script\n{json.dumps(SCRIPT)}\n```"
+
+
+def no_price(model: str) -> None:
+    return None
+
+
+def wide(model: str) -> int:
+    return 200_000
 
 
 class Died(BaseException):
@@ -66,12 +74,14 @@ class Disk:
 
     def __init__(self) -> None:
         self.writes_left: int | None = None
+        self.on_death: Callable[[], None] = lambda: None
         self.died = anyio.Event()
 
     def before_write(self) -> None:
         if self.writes_left is None:
             return
         if self.writes_left == 0:
+            self.on_death()
             self.died.set()
             raise Died
         self.writes_left -= 1
@@ -99,7 +109,7 @@ class World:
     async def state(self) -> SessionState:
         return (await self.store.log.snapshot(self.session.id)).state
 
-    async def events(self) -> list[AnyEvent]:
+    async def events(self) -> list[StoredEvent]:
         logged = await self.store.log.events(self.session.id, EventsQuery(limit=1_000))
         return [each.event for each in logged]
 
@@ -108,6 +118,8 @@ class World:
         self.disk.writes_left = dies_at_write
         self.disk.died = anyio.Event()
         sandboxes = ProcessSandboxes(SandboxSettings(directory=str(self.directory)), self.directory)
+        # A process that is killed cancels nothing on its way out.
+        self.disk.on_death = sandboxes.leave
         engine = LocalEngine(sessions_running_max=4)
         try:
             with anyio.fail_after(STEP_SECONDS_MAX):
@@ -149,8 +161,8 @@ class World:
                 blobs=self.blobs,
                 attachments=Attachments(self.store.records, self.blobs, Clock(), cached_bytes_max=0),
                 tools=TOOLS,
-                price=lambda model: None,
-                window=lambda model: 200_000,
+                price=no_price,
+                window=wide,
                 spending_stopped=spending_stopped,
                 clock=Clock(),
                 settings=HarnessSettings(backoff_seconds=0.001),

@@ -34,14 +34,14 @@ model_attempts_max = 3
 tool_rounds_max = 20
 
 [prices.priced]
-input = 1.0
-output = 1.0
-cache_read = 1.0
-cache_write_5m = 1.0
-cache_write_1h = 1.0
+input = 100.0
+output = 100.0
+cache_read = 100.0
+cache_write_5m = 100.0
+cache_write_1h = 100.0
 """
 """Settings of the server that most tests share: it pings often, retries soon, and has a list price for the model
-"priced": a dollar for a million tokens of any kind."""
+"priced": a dollar for ten thousand tokens of any kind."""
 
 
 class ServerProcess:
@@ -166,8 +166,9 @@ def _delete_sessions(server: ServerProcess) -> None:
     with server.client() as client:
         for session in client.beta.sessions.list(include_archived=True):
             if session.status in ("running", "rescheduling"):
-                client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
                 with client.beta.sessions.events.stream(session.id) as stream:
-                    if client.beta.sessions.retrieve(session.id).status != "idle":
+                    client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
+                    # What waited behind the interrupt has a turn of its own.
+                    while client.beta.sessions.retrieve(session.id).status != "idle":
                         next(event for event in stream if event.type == "session.status_idle")
             client.beta.sessions.delete(session.id)

@@ -15,14 +15,18 @@ from typing import Any, cast
 
 import httpx2
 from anthropic.types.beta import (
+    BetaDeletedFile,
     BetaEnvironment,
     BetaEnvironmentDeleteResponse,
+    BetaFileMetadata,
     BetaManagedAgentsAgent,
     BetaManagedAgentsDeletedSession,
     BetaManagedAgentsSession,
     BetaModelInfo,
 )
 from anthropic.types.beta.sessions import (
+    BetaManagedAgentsDeleteSessionResource,
+    BetaManagedAgentsFileResource,
     BetaManagedAgentsSendSessionEvents,
     BetaManagedAgentsSessionEvent,
     BetaManagedAgentsStreamSessionEvents,
@@ -43,6 +47,12 @@ ONE: tuple[tuple[str, str, Any], ...] = (
     ("GET", r"/v1/sessions/[^/]+", BetaManagedAgentsSession),
     ("DELETE", r"/v1/sessions/[^/]+", BetaManagedAgentsDeletedSession),
     ("POST", r"/v1/sessions/[^/]+/events", BetaManagedAgentsSendSessionEvents),
+    ("POST", r"/v1/sessions/[^/]+/resources", BetaManagedAgentsFileResource),
+    ("GET", r"/v1/sessions/[^/]+/resources/[^/]+", BetaManagedAgentsFileResource),
+    ("DELETE", r"/v1/sessions/[^/]+/resources/[^/]+", BetaManagedAgentsDeleteSessionResource),
+    ("POST", r"/v1/files", BetaFileMetadata),
+    ("GET", r"/v1/files/[^/]+", BetaFileMetadata),
+    ("DELETE", r"/v1/files/[^/]+", BetaDeletedFile),
     ("GET", r"/v1/models/[^/]+", BetaModelInfo),
 )
 PAGES: tuple[tuple[str, Any, set[str]], ...] = (
@@ -51,6 +61,8 @@ PAGES: tuple[tuple[str, Any, set[str]], ...] = (
     (r"/v1/environments", BetaEnvironment, {"data", "next_page"}),
     (r"/v1/sessions", BetaManagedAgentsSession, {"data", "next_page", "prev_page"}),
     (r"/v1/sessions/[^/]+/events", BetaManagedAgentsSessionEvent, {"data", "next_page"}),
+    (r"/v1/sessions/[^/]+/resources", BetaManagedAgentsFileResource, {"data", "next_page"}),
+    (r"/v1/files", BetaFileMetadata, {"data", "next_page", "has_more", "first_id", "last_id"}),
     (r"/v1/models", BetaModelInfo, {"data", "has_more", "first_id", "last_id"}),
 )
 
@@ -73,6 +85,8 @@ class Watch:
             assert isinstance(response.stream, httpx2.SyncByteStream)
             response.stream = _Frames(response.stream, self)
             return
+        if re.fullmatch(r"/v1/files/[^/]+/content", response.request.url.path):
+            return  # the bytes of a file have no type
         response.read()
         self._body(response.request.method, response.request.url.path, response.json())
 

@@ -25,7 +25,7 @@ from tests.e2e.sessions import (
     types,
 )
 
-DOLLAR = {"input_tokens": 1_000_000, "output_tokens": 0}
+DOLLAR = {"input_tokens": 10_000, "output_tokens": 0}
 """What a dollar buys of the model "priced"."""
 
 
@@ -179,7 +179,7 @@ def test_usage_adds_up_and_stands_before_every_idle(client: Anthropic) -> None:
         assert usage.cache_read_input_tokens == sum(span.cache_read_input_tokens for span in spans) == 60
         assert usage.cache_creation.ephemeral_5m_input_tokens == 8
         assert usage.cache_creation.ephemeral_1h_input_tokens == 10
-        assert usage.list_cost.amount == "1"
+        assert usage.list_cost.amount == "25"
         assert usage.active_seconds > 0
 
 

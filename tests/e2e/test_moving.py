@@ -13,7 +13,7 @@ import pytest
 from anthropic import Anthropic
 
 from tests.e2e.conftest import ServerProcess
-from tests.e2e.sessions import history, new_session, results, script, turn
+from tests.e2e.sessions import history, new_session, results, script, send, turn
 
 Json = dict[str, Any]
 
@@ -166,6 +166,30 @@ def test_an_export_holds_the_same_and_is_known_when_it_is_imported_again(
     assert in_some_order(rest) == in_some_order(before)
     again = corral(server, "import", str(file))
     assert "Here already, and the same: 3 agents, 2 environments, 3 sessions." in again.stdout
+
+
+def test_a_session_that_was_running_goes_on_by_itself(server: ServerProcess) -> None:
+    with server.client() as client:
+        session = new_session(client)
+        with client.beta.sessions.events.stream(session.id) as stream:
+            send(client, session.id, script({"say": "Half an answer", "hang": True}))
+            next(event for event in stream if event.type == "span.model_request_start")
+    server.kill()
+    file = server.directory / "export.jsonl"
+    assert corral(server, "export", str(file)).returncode == 0
+    (server.directory / "data").rename(server.directory / "old-data")
+    done = corral(server, "import", str(file))
+    assert "go on when the server starts: 1" in done.stdout, done.stderr
+    server.start()
+    with server.client() as client:
+        with client.beta.sessions.events.stream(session.id) as stream:
+            client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
+            next(event for event in stream if event.type == "session.status_idle")
+        requests = [event for event in history(client, session.id) if event.type.startswith("span.model_request")]
+        assert [event.type.rpartition("_")[2] for event in requests][:2] == ["start", "end"]
+        assert requests[1].type == "span.model_request_end" and requests[1].is_error
+        (said,) = [event for event in turn(client, session.id, "Hello?") if event.type == "agent.message"]
+        assert "Hello?" in said.to_json()
 
 
 @pytest.mark.parametrize("spoil", ["not json", "{}"], ids=["not JSON", "says nothing"])

@@ -112,6 +112,7 @@ def test_what_waits_survives_the_death_of_the_server(server: ServerProcess) -> N
         with reading(client, session.id) as reader:
             send(client, session.id, script(*GATE, bash("echo never asked for")))
             reader.until("agent.tool_result")
+            reader.until("agent.tool_use")  # what was being asked when the server died would be asked anew
             (waiting,) = answer(client, session.id, message("I waited."))
     server.kill()
     server.start()

@@ -62,3 +62,18 @@ async def test_a_preview_that_did_not_fit_is_shed_to_its_end_and_the_next_one_is
     assert await take(slow, "span.model_request_end") == ["event_delta", "span.model_request_end"]
     bus.publish([start("sevt_2"), delta("sevt_2")])
     assert await take(slow, "event_delta") == ["event_start", "event_delta"]
+
+
+@pytest.mark.anyio
+async def test_frames_that_wait_are_taken_together_up_to_a_size_and_never_the_last_one_of_a_session() -> None:
+    bus = LocalBus(frames_max=100, bytes_max=100)
+    reader = bus.subscribe("sesn_1")
+    assert reader.waiting(10) == []
+    bus.publish([fact("agent.message"), fact("agent.thinking"), fact("session.usage"), fact("session.deleted")])
+    assert [frame.type for frame in reader.waiting(3)] == ["agent.message", "agent.thinking"]
+    assert [frame.type for frame in reader.waiting(100)] == ["session.usage"]
+    assert reader.waiting(100) == []
+    assert await take(reader, "session.deleted") == ["session.deleted"]
+    for _ in range(3):  # what was taken is not counted any more
+        bus.publish([Frame("sesn_1", "agent.message", bytes(80))])
+        assert len(reader.waiting(1)) == 1

@@ -17,8 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from corral.domain import event as ev
 from corral.domain import intake, turn
+from corral.domain.ids import new_id
 from corral.domain.lifecycle import TRANSITIONS, Append, Change, IllegalTransition, Process, commit, fold
 from corral.domain.session import SessionState
+from corral.domain.usage import RequestTokens
 from corral.errors import Invalid
 from tests.unit import builders as make
 
@@ -26,6 +28,9 @@ ERRORS = {
     True: ev.ErrorObject(type="model_overloaded_error", message="busy", retry_status=ev.Retrying()),
     False: ev.ErrorObject(type="model_request_failed_error", message="no", retry_status=ev.Exhausted()),
 }
+
+
+LIMITS = turn.Limits(rounds_max=8, compact_above_tokens=100)
 
 
 def type_of(event: ev.AnyEvent) -> str:
@@ -88,13 +93,26 @@ class SessionMachine(RuleBasedStateMachine):
             self.harness_commits([])
 
     @precondition(lambda self: isinstance(self.step, turn.AskModel))
-    @rule(calls=st.lists(st.sampled_from(["allow", "ask", "custom"]), max_size=3))
-    def model_answers(self, calls: list[str]) -> None:
+    @rule(calls=st.lists(st.sampled_from(["allow", "ask", "custom"]), max_size=3), long=st.booleans())
+    def model_answers(self, calls: list[str], long: bool) -> None:
         assert isinstance(self.step, turn.AskModel)
+        tokens = RequestTokens(input_tokens=1_000 if long else 1)
         uses = [make.custom_use() if kind == "custom" else make.tool_use(kind) for kind in calls]  # pyright: ignore[reportArgumentType]  # drawn from permissions
-        self.harness_commits([*map(Append, uses), Append(make.answer_end(self.step.request_id))])
+        self.harness_commits([*map(Append, uses), Append(make.answer_end(self.step.request_id), tokens=tokens)])
+
+    @precondition(lambda self: isinstance(self.step, turn.Compact))
+    @rule()
+    def the_conversation_is_condensed(self) -> None:
+        assert isinstance(self.step, turn.Compact)
+        end = Append(make.answer_end(self.step.request_id), tokens=RequestTokens(input_tokens=1))
+        self.harness_commits([end, Append(ev.AgentThreadContextCompacted(id=new_id("sevt")))])
 
     @precondition(lambda self: isinstance(self.step, turn.AskModel))
+    @rule()
+    def the_prompt_does_not_fit(self) -> None:
+        self.harness_commits(turn.overflow(self.state))
+
+    @precondition(lambda self: isinstance(self.step, turn.AskModel | turn.Compact))
     @rule(retry=st.booleans())
     def model_fails(self, retry: bool) -> None:
         self.harness_commits(turn.fail_request(self.session, self.state, ERRORS[retry], self.now))
@@ -115,7 +133,7 @@ class SessionMachine(RuleBasedStateMachine):
             self.harness_commits(turn.resume(self.session, self.state))
 
     def harness_commits(self, changes: Sequence[Change]) -> None:
-        decision = turn.proceed(self.session, self.state, changes, turn.Limits(rounds_max=5), self.now)
+        decision = turn.proceed(self.session, self.state, changes, LIMITS, self.now)
         self.write(decision.changes)
         self.step = decision.step
 

@@ -39,9 +39,10 @@ async def find(services: Services, workspace_id: str, file_id: str) -> File:
 
 
 async def find_usable(services: Services, workspace_id: str, file_id: str) -> File:
-    """A file whose bytes may be used. Raises `NotFound`."""
+    """A file whose bytes may be used. Raises `NotFound`, and lets go of the bytes of one that has expired."""
     file = await find(services, workspace_id, file_id)
     if file.has_expired(services.clock.now()):
+        await drop_bytes(services, workspace_id, file)
         raise NotFound(f"File {file_id} has expired.", error_code="file_expired")
     return file
 

@@ -8,9 +8,11 @@ next tool call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, assert_never
 
+import anyio
 import msgspec
 
 from corral.api import file_records, pages
@@ -28,7 +30,7 @@ from corral.domain.resource import (
     check_mounts,
 )
 from corral.domain.session import Session, SessionState
-from corral.errors import Invalid, NotFound
+from corral.errors import CorralError, Invalid, NotFound
 from corral.interfaces import Decision
 
 KIND = "resources"
@@ -67,7 +69,7 @@ async def add(call: Call) -> FileResource:
 
     try:
         await call.services.log.transact(session_id, decide, workspace_id=call.workspace_id)
-    except BaseException:
+    except CorralError:  # anything else leaves open whether the session has the copy
         await discard(call, (mounted,))
         raise
     return mounted.resource
@@ -146,12 +148,11 @@ async def copies(
 
 async def discard(call: Call, mounted: Sequence[MountedFile]) -> None:
     """Remove copies."""
-    for each in mounted:
-        try:
-            file = await file_records.find(call.services, call.workspace_id, each.resource.file_id)
-        except NotFound:
-            continue  # its owner deleted it
-        await file_records.remove(call.services, call.workspace_id, file)
+    with anyio.CancelScope(shield=True):
+        for each in mounted:
+            with suppress(NotFound):  # its owner deleted it
+                file = await file_records.find(call.services, call.workspace_id, each.resource.file_id)
+                await file_records.remove(call.services, call.workspace_id, file)
 
 
 async def _copy(call: Call, session_id: str, params: ResourceParams, prefix: str) -> MountedFile:

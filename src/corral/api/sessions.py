@@ -28,7 +28,7 @@ from corral.domain.ids import new_id
 from corral.domain.resource import ResourceParams
 from corral.domain.session import INITIAL_EVENTS_MAX, Session, SessionState, SessionView, Status, view
 from corral.domain.usage import BudgetLimit
-from corral.errors import Invalid, NotFound
+from corral.errors import CorralError, Invalid, NotFound
 from corral.interfaces import Decision, SessionsQuery, Snapshot
 
 KIND = "sessions"
@@ -108,7 +108,7 @@ async def create(call: Call) -> SessionView:
 
     try:
         committed = await call.services.log.create(session, SessionState(thread_id=new_id("sthr")), decide)
-    except BaseException:
+    except CorralError:
         await resources.discard(call, session.resources)
         raise
     tell_engine(call, committed)

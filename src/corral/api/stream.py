@@ -20,6 +20,8 @@ from corral.errors import CorralError, Invalid, Unavailable
 from corral.interfaces import Frame, Subscription
 
 DELTAS_MAX = 100
+SEND_BYTES = 32 * 1024
+"""Frames that wait are sent together until they are so many bytes."""
 PINGS_UNREAD_MAX = 4
 """A reader that takes nothing for this many pings' time is gone."""
 
@@ -94,7 +96,7 @@ class EventStream:
                     return None
             elif frame.type == "session.deleted":
                 return _frame(frame)
-            if not await self._sent(PING if frame is None else _frame(frame), send):
+            if not await self._sent(PING if frame is None else self._with_more(frame), send):
                 return None
 
     async def _next(self, frames: AsyncIterator[Frame]) -> Frame | None:
@@ -102,6 +104,10 @@ class EventStream:
         with anyio.move_on_after(self._ping_seconds):
             return await anext(frames)
         return None
+
+    def _with_more(self, frame: Frame) -> bytes:
+        """The frame and what has come with it: events are committed in groups, and each send costs as much as ten."""
+        return b"".join(map(_frame, (frame, *self._subscription.waiting(SEND_BYTES))))
 
     async def _sent(self, body: bytes, send: Send) -> bool:
         """Whether the reader took it in time."""

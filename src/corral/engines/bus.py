@@ -79,6 +79,17 @@ class LocalSubscription:
             self._ready = anyio.Event()
             await self._ready.wait()
 
+    def waiting(self, bytes_max: int) -> list[Frame]:
+        """Take what is there already. See `Subscription`."""
+        taken: list[Frame] = []
+        size = 0
+        while self._frames and size < bytes_max and self._frames[0].type != "session.deleted":
+            frame = self._frames.popleft()
+            size += len(frame.data)
+            taken.append(frame)
+        self._bytes -= size
+        return taken
+
     def close(self) -> None:
         """Stop receiving. Idempotent."""
         self._closed = True

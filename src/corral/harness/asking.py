@@ -9,7 +9,10 @@ from __future__ import annotations
 from contextlib import aclosing
 
 import anyio
+import msgspec
 
+from corral.domain import event as ev
+from corral.domain.agent import DEFAULT_EFFORT
 from corral.domain.content import ToolUseBlock
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import CustomTool
@@ -21,19 +24,20 @@ from corral.harness.judge import judge
 from corral.harness.parts import Parts
 from corral.harness.permissions import Verdict, evaluate
 from corral.harness.prompt import sandbox_tools, system_text, tool_specs
-from corral.interfaces import BlockStarted, ModelChunk, ModelRequest, ModelResponse, TextDelta
+from corral.interfaces import BlockStarted, ModelChunk, ModelRequest, ModelResponse, ModelUsage, TextDelta
 
 
 async def ask(parts: Parts, session: Session, state: SessionState, context: Context) -> answers.Answer | ProviderError:
     """The model's answer to the conversation so far, or why there is none."""
+    model = session.agent.model
     request = ModelRequest(
-        model=session.agent.model.id,
+        model=model.id,
         system=system_text(session.agent, parts.tools),
         messages=await parts.attachments.resolved(session.workspace_id, context.messages),
         tools=tool_specs(session.agent, parts.tools),
         output_tokens_max=parts.settings.output_tokens_max,
-        effort=session.agent.model.effort.type,
-        speed=session.agent.model.speed,
+        effort=None if model.effort == DEFAULT_EFFORT else model.effort.type,
+        speed=model.speed,
         attempt=state.attempt,
     )
     draft = Draft(session.id, parts.bus)
@@ -41,9 +45,9 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
         response = await _stream(parts, request, draft)
     except ProviderError as error:
         return error
-    verdicts = await _verdicts(parts, session, context, response)
+    verdicts, usage = await _judged(parts, session, context, response)
     return answers.read(
-        response,
+        msgspec.structs.replace(response, usage=usage),
         draft,
         verdicts,
         custom_tools=frozenset(tool.name for tool in session.agent.tools if isinstance(tool, CustomTool)),
@@ -73,16 +77,27 @@ async def _stream(parts: Parts, request: ModelRequest, draft: Draft) -> ModelRes
                     raise ProviderUnreachable("The model's stream ended without an answer.")
 
 
-async def _verdicts(parts: Parts, session: Session, context: Context, response: ModelResponse) -> dict[str, Verdict]:
-    """The permission of each built-in call of the answer."""
+async def _judged(
+    parts: Parts, session: Session, context: Context, response: ModelResponse
+) -> tuple[dict[str, Verdict], ModelUsage]:
+    """The permission of each built-in call of the answer, and what all of it took, the judge's requests included."""
     available = frozenset(sandbox_tools(session.agent, parts.tools))
     verdicts: dict[str, Verdict] = {}
+    usage = response.usage
+
+    async def ask_judge(call: ToolUseBlock) -> ev.AutoAllow | ev.AutoAsk | ev.AutoDeny:
+        nonlocal usage
+        judgement = await judge(parts.provider, session.agent, context.messages, call)
+        usage = sum_of(usage, judgement.usage)
+        return judgement.verdict
+
     for block in response.content:
         if isinstance(block, ToolUseBlock):
-            verdicts[block.id] = await evaluate(
-                session.agent,
-                block,
-                available,
-                lambda call: judge(parts.provider, session.agent, context.messages, call),
-            )
-    return verdicts
+            verdicts[block.id] = await evaluate(session.agent, block, available, ask_judge)
+    return verdicts, usage
+
+
+def sum_of(one: ModelUsage, other: ModelUsage) -> ModelUsage:
+    """Tokens of two requests together."""
+    added = {name: count + getattr(other, name) for name, count in msgspec.structs.asdict(one).items()}
+    return ModelUsage(**added)

@@ -10,6 +10,7 @@ Source: semantics.md section 5 (`auto`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,7 +18,7 @@ from corral.domain import event as ev
 from corral.domain.agent import SessionAgent
 from corral.domain.content import TextBlock, ToolUseBlock
 from corral.errors import ProviderError
-from corral.interfaces import ModelRequest, ModelResponse, PromptMessage, Provider
+from corral.interfaces import ModelRequest, ModelResponse, ModelUsage, PromptMessage, Provider
 
 JUDGE_SYSTEM = (
     "You judge one tool call of an AI agent before it runs. Answer with one word: ALLOW if it serves what the user "
@@ -29,9 +30,16 @@ INTENT_CHARACTERS_MAX = 8_000
 INPUT_CHARACTERS_MAX = 8_000
 
 
+class Judgement(NamedTuple):
+    """What the judge said, and what asking cost."""
+
+    verdict: ev.AutoAllow | ev.AutoAsk | ev.AutoDeny
+    usage: ModelUsage
+
+
 async def judge(
     provider: Provider, agent: SessionAgent, messages: Iterable[PromptMessage], call: ToolUseBlock
-) -> ev.AutoAllow | ev.AutoAsk | ev.AutoDeny:
+) -> Judgement:
     """The judgement on `call`."""
     request = ModelRequest(
         model=agent.model.id,
@@ -43,10 +51,10 @@ async def judge(
     try:
         async for chunk in provider.stream(request):
             if isinstance(chunk, ModelResponse):
-                return _parse(chunk)
+                return Judgement(_parse(chunk), chunk.usage)
     except ProviderError:
         pass
-    return ev.AutoAsk()
+    return Judgement(ev.AutoAsk(), ModelUsage())
 
 
 def _question(messages: Iterable[PromptMessage], call: ToolUseBlock) -> str:

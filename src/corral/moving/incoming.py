@@ -144,8 +144,19 @@ class Import:
         shown = msgspec.json.decode(line.text, type=SessionView)
         check_id("id", shown.id)
         _check_usage(shown)
-        shared = {name: getattr(shown, name) for name in Session.__struct_fields__ if name in shown.__struct_fields__}
-        session = Session(workspace_id=self._workspace_id, **shared)
+        session = Session(
+            id=shown.id,
+            workspace_id=self._workspace_id,
+            agent=shown.agent,
+            environment_id=shown.environment_id,
+            created_at=shown.created_at,
+            updated_at=shown.updated_at,
+            archived_at=shown.archived_at,
+            title=shown.title,
+            metadata=shown.metadata,
+            budget=shown.budget,
+            deployment_id=shown.deployment_id,
+        )
         history = History(session.id)
 
         def events() -> Iterator[RestoredEvent]:

@@ -16,9 +16,20 @@ from corral.errors import MachineUnfit, ProviderRefused
 from corral.interfaces import ModelChunk, ModelRequest, Provider
 
 
-def default_routes(*, anthropic: bool) -> tuple[ModelRoute, ...]:
-    """The routes of a server whose `corral.toml` names none. `anthropic`: is there a key or a base URL for it?"""
-    return (ModelRoute(pattern="*", provider="anthropic" if anthropic else "local"),)
+def default_routes(*, anthropic: bool, openai: bool = False, openai_model: str | None = None) -> tuple[ModelRoute, ...]:
+    """The routes of a server whose `corral.toml` names none.
+
+    `anthropic` and `openai`: is there a key or a base URL for it? `openai_model` stands in for Claude, which is what
+    programs written for the hosted service ask for.
+    """
+    if anthropic:
+        return (ModelRoute(pattern="*", provider="anthropic"),)
+    if not openai:
+        return (ModelRoute(pattern="*", provider="local"),)
+    everything = ModelRoute(pattern="*", provider="openai")
+    if openai_model is None:
+        return (everything,)
+    return ModelRoute(pattern="claude-*", provider="openai", model=openai_model), everything
 
 
 def route_of(routes: Iterable[ModelRoute], model: str) -> ModelRoute | None:

@@ -1,0 +1,189 @@
+"""OpenAI's models, or any server that speaks one of its two wires: vLLM, Ollama, llama.cpp and many more.
+
+The official SDK brings transport, authentication and the splitting of the stream; body and answer are ours, for each
+wire a pair of files: `openai_chat.py` and `openai_chat_answer.py`, `openai_responses.py` and
+`openai_responses_answer.py`. Nothing is retried here: the harness owns retries. The SDK takes seconds to import, so
+that happens in a thread, on the first request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from corral.errors import MachineUnfit, ProviderError, ProviderUnreachable
+from corral.interfaces import ModelChunk, ModelRequest
+from corral.providers.messages_errors import clean
+from corral.providers.openai_answer import Answer, ServerFault
+from corral.providers.openai_chat import encode_chat
+from corral.providers.openai_chat_answer import ChatAnswer
+from corral.providers.openai_errors import http_error, stream_error
+from corral.providers.openai_responses import encode_responses
+from corral.providers.openai_responses_answer import ResponsesAnswer
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, AsyncStream
+
+Wire: TypeAlias = Literal["responses", "chat"]
+
+BASE_URL = "https://api.openai.com/v1"
+CLOSE_SECONDS_MAX = 2.0
+USAGE_SECONDS_MAX = 5.0
+"""How long a finished answer waits for its usage, and for the end of the stream."""
+BODY_BYTES_MAX = 64 * 1024
+"""How much is read of a body that should have been a stream, to say what it is."""
+
+
+class Question(NamedTuple):
+    """A request in the words of a wire, and what its answer is read into."""
+
+    path: str
+    body: bytes
+    answer: Answer
+
+
+class OpenAIProvider:
+    """Asks the server at `base_url`, which ends in `/v1`, as for OpenAI's own SDKs.
+
+    One instance serves any number of requests at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        wire: Wire | None = None,
+        idle_seconds: float = 600.0,
+        connect_seconds: float = 10.0,
+    ) -> None:
+        """Raises `MachineUnfit` when OpenAI itself is to be asked and there is no key."""
+        if not (api_key or base_url):
+            raise MachineUnfit("There is no key for OpenAI. Set OPENAI_API_KEY, or OPENAI_BASE_URL.")
+        self._base_url = base_url or BASE_URL
+        self._official = (urlsplit(self._base_url).hostname or "").endswith("api.openai.com")
+        self._wire: Wire = wire or ("responses" if self._official else "chat")
+        self._api_key = api_key
+        self._idle_seconds = idle_seconds
+        self._connect_seconds = connect_seconds
+        self._client: AsyncOpenAI | None = None
+        self._secrets = [api_key] if api_key and len(api_key) >= 8 else []
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
+        """Ask the model; see `Provider.stream`. `speed` means nothing here."""
+        question = self.question(request)
+        answer = question.answer
+        async with self._exchange(question) as events:
+            async for event in events:
+                for chunk in answer.read(event):
+                    yield chunk
+                if answer.complete:
+                    break
+            with anyio.move_on_after(USAGE_SECONDS_MAX):
+                # To the end, for the usage and because a connection that was read to its end can be used again.
+                async for event in events:
+                    list(answer.read(event))
+        if not answer.complete:
+            raise ProviderUnreachable("The model server ended its answer in the middle.")
+        yield answer.response()
+
+    async def close(self) -> None:
+        """Drop all connections. Idempotent."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def question(self, request: ModelRequest) -> Question:
+        """The request in the words of this provider's wire."""
+        if self._wire == "chat":
+            return Question("/chat/completions", encode_chat(request, official=self._official), ChatAnswer())
+        return Question("/responses", encode_responses(request), ResponsesAnswer())
+
+    @asynccontextmanager
+    async def _exchange(self, question: Question) -> AsyncGenerator[AsyncGenerator[object]]:
+        """The server's events. Leaving closes the connection; what the SDK or the transport raise becomes ours."""
+        openai, transport = await anyio.to_thread.run_sync(_import_sdk)
+        try:
+            stream = await self._send(openai, question)
+            try:
+                await self._expect_events(stream)
+                async with aclosing(cast("AsyncGenerator[object]", aiter(stream))) as events:
+                    yield events
+            finally:
+                # A cancelled reader must still cut the connection, or the server goes on generating.
+                with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+                    await stream.close()
+        except openai.APIStatusError as error:
+            raise http_error(error, self._secrets) from error
+        except (openai.APIConnectionError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        except (openai.APIError, ServerFault) as error:
+            raise stream_error(error.body, self._secrets) from error
+        except openai.OpenAIError as error:
+            raise self._unreachable(error) from error
+        except ValueError as error:
+            words = f"The model server's answer cannot be read: {error}"
+            raise ProviderUnreachable(clean(words, self._secrets)) from error
+
+    async def _send(self, openai: ModuleType, question: Question) -> AsyncStream[object]:
+        if self._client is None:
+            self._client = self._connect(openai)
+        return await self._client.post(
+            question.path,
+            content=question.body,
+            cast_to=object,
+            options={"headers": {"content-type": "application/json"}},
+            stream=True,
+            stream_cls=cast("type[AsyncStream[object]]", openai.AsyncStream[object]),
+        )
+
+    def _connect(self, openai: ModuleType) -> AsyncOpenAI:
+        timeout = openai.Timeout(self._idle_seconds, connect=self._connect_seconds)
+        return openai.AsyncOpenAI(
+            # Without one the SDK would look for a key in the environment, and refuse when there is none.
+            api_key=self._api_key or "none",
+            base_url=self._base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout),
+        )
+
+    async def _expect_events(self, stream: AsyncStream[object]) -> None:
+        kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "text/event-stream":
+            return
+        body = b""
+        async for piece in stream.response.aiter_bytes():
+            body += piece
+            if len(body) >= BODY_BYTES_MAX:
+                break
+        raise self._wrong_body(kind, body)
+
+    def _wrong_body(self, kind: str, body: bytes) -> ProviderError:
+        try:
+            value = msgspec.json.decode(body)
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and ("error" in value or cast("dict[str, object]", value).get("object") == "error"):
+            return stream_error(cast("dict[str, object]", value), self._secrets)
+        words = f"The model server answered with {kind or 'an unnamed type'} instead of an event stream."
+        return ProviderUnreachable(clean(words, self._secrets))
+
+    def _unreachable(self, error: Exception) -> ProviderUnreachable:
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
+        return ProviderUnreachable(clean(f"The model server cannot be reached. {reason}{cause}", self._secrets))
+
+
+def _import_sdk() -> tuple[ModuleType, ModuleType]:
+    import httpx2
+    import openai
+
+    return openai, httpx2
