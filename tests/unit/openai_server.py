@@ -118,7 +118,7 @@ def chat_call(index: int | None = None, call_id: str | None = None, **function: 
 
 def chat(*chunks: Json, usage: Json | None = None, done: bool = True) -> str:
     """A whole stream of the Chat wire."""
-    last = [] if usage is None else [{"object": "chat.completion.chunk", "choices": [], "usage": usage}]
+    last: list[Json] = [] if usage is None else [{"object": "chat.completion.chunk", "choices": [], "usage": usage}]
     return "".join(map(data, [*chunks, *last])) + ("data: [DONE]\n\n" if done else "")
 
 

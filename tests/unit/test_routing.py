@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from corral.config import ModelRoute
+from corral.app import make_provider
+from corral.config import ModelRoute, load
 from corral.domain.content import TextBlock
 from corral.errors import MachineUnfit, ProviderRefused
 from corral.interfaces import ModelRequest, ModelResponse, PromptMessage
@@ -72,6 +73,21 @@ async def test_a_model_without_a_route_is_refused_by_name() -> None:
 def test_a_route_to_a_provider_we_do_not_have_is_refused_at_once() -> None:
     with pytest.raises(MachineUnfit, match="`openai`"):
         RoutedProvider((ModelRoute(pattern="gpt-*", provider="openai"),), {"scripted": ScriptedProvider})
+
+
+def test_with_only_an_address_or_a_key_for_openai_everything_goes_there() -> None:
+    assert default_routes(anthropic=False, openai=True) == (ModelRoute(pattern="*", provider="openai"),)
+    assert default_routes(anthropic=True, openai=True, openai_model="m") == (
+        ModelRoute(pattern="*", provider="anthropic"),
+    )
+
+
+@pytest.mark.parametrize(("asked", "sent"), [("claude-opus-4-8", "qwen3"), ("gpt-9", "gpt-9")])
+def test_the_environment_can_name_the_model_that_stands_in_for_claude(asked: str, sent: str) -> None:
+    environ = {"OPENAI_BASE_URL": "http://127.0.0.1:8000/v1", "OPENAI_MODEL": "qwen3", "HOME": "/nonexistent"}
+    settings = load(environ=environ, overrides={"models": ()})
+    route = make_provider(settings).route(asked)
+    assert (route.provider, route.model or asked) == ("openai", sent)
 
 
 def test_without_any_key_everything_goes_to_the_local_model() -> None:

@@ -235,6 +235,7 @@ def snapshot(agent: Agent, overrides: AgentWithOverrides | None = None) -> Sessi
         system=agent.system,
         tools=agent.tools,
         mcp_servers=agent.mcp_servers,
+        skills=agent.skills,
         execution_identity=agent.execution_identity,
     )
     if overrides is None:

@@ -24,7 +24,15 @@ from corral.harness.judge import judge
 from corral.harness.parts import Parts
 from corral.harness.permissions import Verdict, evaluate
 from corral.harness.prompt import sandbox_tools, system_text, tool_specs
-from corral.interfaces import BlockStarted, ModelChunk, ModelRequest, ModelResponse, ModelUsage, TextDelta
+from corral.interfaces import (
+    BlockStarted,
+    ModelChunk,
+    ModelRequest,
+    ModelResponse,
+    ModelUsage,
+    PromptMessage,
+    TextDelta,
+)
 
 
 async def ask(parts: Parts, session: Session, state: SessionState, context: Context) -> answers.Answer | ProviderError:
@@ -33,7 +41,7 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
     request = ModelRequest(
         model=model.id,
         system=system_text(session.agent, parts.tools),
-        messages=await parts.attachments.resolved(session.workspace_id, context.messages),
+        messages=await _messages(parts, session, context),
         tools=tool_specs(session.agent, parts.tools),
         output_tokens_max=parts.settings.output_tokens_max,
         effort=None if model.effort == DEFAULT_EFFORT else model.effort.type,
@@ -54,6 +62,13 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
         known_tools=frozenset(parts.tools),
         price=parts.price(session.agent.model.id),
     )
+
+
+async def _messages(parts: Parts, session: Session, context: Context) -> tuple[PromptMessage, ...]:
+    """The conversation with its files in place; most have none, and then nobody need look for them."""
+    if not context.refers_to_files:
+        return tuple(context.messages)
+    return await parts.attachments.resolved(session.workspace_id, context.messages)
 
 
 async def _stream(parts: Parts, request: ModelRequest, draft: Draft) -> ModelResponse:

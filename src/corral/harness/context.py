@@ -18,6 +18,7 @@ from corral.domain import event as ev
 from corral.domain.content import (
     AssistantBlock,
     DocumentBlock,
+    FileSource,
     ImageBlock,
     JsonObject,
     PromptBlock,
@@ -53,6 +54,8 @@ class Context:
         self.seq = 0
         self.messages: list[PromptMessage] = []
         self.open_calls: dict[str, OpenCall] = {}
+        self.refers_to_files = False
+        """Whether any message holds a reference that must be looked up before the model sees it."""
         self._arriving: list[PromptMessage] = []
 
     def extend(self, events: Iterable[LoggedEvent]) -> None:
@@ -65,6 +68,7 @@ class Context:
     def _fold(self, event: ev.StoredEvent, private: bytes | None) -> None:
         match event:
             case ev.UserMessage():
+                self.refers_to_files = self.refers_to_files or any(map(_is_reference, event.content))
                 self._arriving.append(PromptMessage(role="user", content=_prompt_blocks(event.content)))
             case ev.SystemMessage():
                 self._arriving.append(PromptMessage(role="system", content=event.content))
@@ -98,6 +102,7 @@ class Context:
             self._append(message)
 
     def _add_result(self, call_id: str, event: ev.AgentToolResult | ev.UserCustomToolResult) -> None:
+        self.refers_to_files = self.refers_to_files or any(map(_is_reference, event.content))
         self.open_calls.pop(call_id, None)
         block = ToolResultBlock(tool_use_id=call_id, content=event.content, is_error=event.is_error)
         self._append(PromptMessage(role="user", content=(block,)))
@@ -109,6 +114,10 @@ class Context:
             self.messages[-1] = PromptMessage(role="user", content=(*last.content, *message.content))
         else:
             self.messages.append(message)
+
+
+def _is_reference(block: object) -> bool:
+    return isinstance(block, ImageBlock | DocumentBlock) and isinstance(block.source, FileSource)
 
 
 def _prompt_blocks(content: Iterable[object]) -> tuple[PromptBlock, ...]:
