@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -115,12 +115,15 @@ class LocalModelSettings(Section, frozen=True, kw_only=True):
     start_seconds_max: float = 180.0
 
 
+OpenAIWire: TypeAlias = Literal["responses", "chat"]
+
+
 class OpenAISettings(Section, frozen=True, kw_only=True):
     """OpenAI, or another server that speaks its API, at `OPENAI_BASE_URL` and with `OPENAI_API_KEY`."""
 
     model: str | None = None
     """Sent in place of any `claude-*` id, when OpenAI is where models go by default and no route says otherwise."""
-    wire: Literal["responses", "chat"] | None = None
+    wire: OpenAIWire | None = None
     """`responses` (`/v1/responses`) or `chat` (`/v1/chat/completions`). Left out, it is `responses` for OpenAI itself
     and `chat` for every other address."""
 

@@ -279,3 +279,10 @@ def test_another_workspace_sees_nothing(world: World) -> None:
         sessions.events.send(session, events=[message("x")])
     with pytest.raises(anthropic.NotFoundError):
         sessions.events.stream(session)
+
+
+def test_an_environment_with_packages_is_refused_until_they_can_be_installed(world: World) -> None:
+    config: Any = {"type": "cloud", "packages": {"pip": ["requests"]}}
+    environment = world.client.beta.environments.create(name="with packages", config=config)
+    error = refused(world, environment_id=environment.id)
+    assert error.status_code == 400 and "packages" in error.message

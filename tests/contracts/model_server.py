@@ -123,9 +123,7 @@ def _request(body: Json, system: str, messages: list[PromptMessage]) -> ModelReq
 
 
 def _read_messages(body: Json) -> ModelRequest:
-    system = body.get("system", "")
-    if isinstance(system, list):
-        system = "".join(block["text"] for block in system)  # pyright: ignore[reportUnknownVariableType]  # JSON
+    system = "".join(block.text for block in _text(body.get("system", "")))
     messages: list[PromptMessage] = []
     for message in body["messages"]:
         blocks = [{name: block[name] for name in block if name != "cache_control"} for block in message["content"]]
@@ -133,7 +131,7 @@ def _read_messages(body: Json) -> ModelRequest:
             if block["type"] == "tool_result":
                 block.setdefault("content", [])
         messages.append(msgspec.convert({"role": message["role"], "content": blocks}, PromptMessage))
-    return _request(body, str(system), messages)  # pyright: ignore[reportUnknownArgumentType]  # JSON
+    return _request(body, system, messages)
 
 
 class _Conversation:
@@ -223,7 +221,7 @@ def _write_messages(chunk: ModelChunk) -> Generator[Json]:
 
 def _write_block(index: int, block: object, response: ModelResponse) -> Generator[Json]:
     if isinstance(block, ThinkingBlock):
-        shown = {"type": "thinking", "thinking": block.thinking, "signature": block.signature}
+        shown: Json = {"type": "thinking", "thinking": block.thinking, "signature": block.signature}
         yield {"type": "content_block_start", "index": index, "content_block": shown}
     elif isinstance(block, ToolUseBlock):
         shown = {"type": "tool_use", "id": block.id, "name": block.name, "input": {}}
@@ -265,7 +263,7 @@ def _choice(delta: Json, reason: str | None = None) -> Json:
 def _write_responses(chunk: ModelChunk) -> Generator[Json]:
     match chunk:
         case BlockStarted(index, "text"):
-            item = {"type": "message", "id": f"msg_{index}", "content": []}
+            item: Json = {"type": "message", "id": f"msg_{index}", "content": []}
             yield {"type": "response.output_item.added", "output_index": index, "item": item}
         case TextDelta(index, text):
             yield {"type": "response.output_text.delta", "output_index": index, "content_index": 0, "delta": text}

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -15,6 +15,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from corral.config import OpenAIWire
 from corral.errors import (
     ContextOverflow,
     MachineUnfit,
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.anyio
 class Wire(NamedTuple):
     """One of the two, with a beginning of an answer and a whole one."""
 
-    name: Literal["responses", "chat"]
+    name: OpenAIWire
     beginning: str
     whole: str
 
@@ -345,7 +346,7 @@ async def test_one_connection_serves_request_after_request(
     ],
 )
 def test_openai_itself_is_asked_through_responses_and_others_through_chat(
-    base_url: str | None, wire: Literal["responses", "chat"] | None, path: str
+    base_url: str | None, wire: OpenAIWire | None, path: str
 ) -> None:
     provider = OpenAIProvider(api_key=KEY, base_url=base_url, wire=wire)
     assert provider.question(REQUEST).path == path

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import msgspec
 
+from corral.config import OpenAIWire
 from corral.errors import MachineUnfit, ProviderError, ProviderUnreachable
 from corral.interfaces import ModelChunk, ModelRequest
 from corral.providers.messages_errors import clean
@@ -30,8 +31,6 @@ from corral.providers.openai_responses_answer import ResponsesAnswer
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
-
-Wire: TypeAlias = Literal["responses", "chat"]
 
 BASE_URL = "https://api.openai.com/v1"
 CLOSE_SECONDS_MAX = 2.0
@@ -60,7 +59,7 @@ class OpenAIProvider:
         *,
         api_key: str | None = None,
         base_url: str | None = None,
-        wire: Wire | None = None,
+        wire: OpenAIWire | None = None,
         idle_seconds: float = 600.0,
         connect_seconds: float = 10.0,
     ) -> None:
@@ -69,7 +68,7 @@ class OpenAIProvider:
             raise MachineUnfit("There is no key for OpenAI. Set OPENAI_API_KEY, or OPENAI_BASE_URL.")
         self._base_url = base_url or BASE_URL
         self._official = (urlsplit(self._base_url).hostname or "").endswith("api.openai.com")
-        self._wire: Wire = wire or ("responses" if self._official else "chat")
+        self._wire: OpenAIWire = wire or ("responses" if self._official else "chat")
         self._api_key = api_key
         self._idle_seconds = idle_seconds
         self._connect_seconds = connect_seconds
