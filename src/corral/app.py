@@ -216,6 +216,9 @@ def _window(settings: Settings, catalogue: Catalogue) -> Callable[[str], int]:
         route = route_of(routes, model)
         if route is not None and route.provider == "local":
             return settings.local_model.context_tokens
+        if route is not None and route.provider == "openai" and route.model is not None:
+            # Another model answers to this id; what the id's own model can take in says nothing about it.
+            return catalogue.window(route.model) or settings.harness.context_tokens
         sent = model if route is None or route.model is None else route.model
         return catalogue.window(sent) or catalogue.window(model) or settings.harness.context_tokens
 

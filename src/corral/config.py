@@ -100,6 +100,8 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     memory_bytes_max: int = 2 * 1024 * 1024 * 1024
     processes_max: int = 256
     open_files_max: int = 1_024
+    idle_seconds_max: float = 600.0
+    """A sandbox that is not used for this long is let go; `orphan_seconds_max` later it ends. Its files stay."""
     orphan_seconds_max: float = 300.0
     """A sandbox that no server talks to for this long ends by itself."""
 

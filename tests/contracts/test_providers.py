@@ -267,7 +267,6 @@ async def test_previews_add_up_to_the_answer(subject: Subject) -> None:
     assert not any(isinstance(chunk, ModelResponse) for chunk in previews)
 
 
-@pytest.mark.requirement("F002")
 async def test_a_tool_is_called_and_its_result_answered(subject: Subject) -> None:
     first = await response_of(subject.provider, asking(ROUND_TRIP))
     (tool_call,) = calls_in(first)

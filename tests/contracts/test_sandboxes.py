@@ -479,6 +479,35 @@ async def test_when_the_sandbox_dies_calls_are_lost_and_files_are_kept(
 
 
 @contract
+async def test_a_sandbox_that_is_not_used_ends_and_its_files_stay(machine: Machine) -> None:
+    server = machine.server(msgspec.structs.replace(SETTINGS, idle_seconds_max=0.1, orphan_seconds_max=0.1))
+    try:
+        first = Hands(await server.open(SESSION), count())
+        await first("write", file_path="kept.txt", content="still here")
+        record = machine.directory(SESSION).record()
+        assert record is not None
+        await ended(record.pid)
+        second = Hands(await server.open(SESSION), count(100))
+        assert await second.bash("cat kept.txt") == "still here"
+        again = machine.directory(SESSION).record()
+        assert again is not None and again.pid != record.pid
+    finally:
+        await server.close()
+
+
+async def ended(pid: int) -> None:
+    """Until the process is gone."""
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await anyio.wait_readable(watched)
+    finally:
+        os.close(watched)
+
+
+@contract
 async def test_a_sandbox_that_no_server_talks_to_ends_by_itself(machine: Machine) -> None:
     server = machine.server(msgspec.structs.replace(SETTINGS, orphan_seconds_max=0.2))
     await server.open(SESSION)

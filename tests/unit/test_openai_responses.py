@@ -126,6 +126,14 @@ ITEM: Json = {"type": "function_call", "id": "fc_1", "call_id": "a", "name": "t"
             ),
             id="without places",
         ),
+        pytest.param(
+            (
+                event("output_item.added", item={"type": "function_call", "call_id": "a", "name": "t"}),
+                event("function_call_arguments.delta", item_id="a", delta='{"n":1}'),
+                event("output_item.done", item={**ITEM, "id": None}),
+            ),
+            id="without places, the call's id being the item's",
+        ),
         pytest.param((*pieces(0, '{"n":', "1}"), done(0, **ITEM)), id="pieces before the item"),
     ],
 )

@@ -167,7 +167,8 @@ def _event(event: object) -> WireEvent:
 
 
 def _key(event: WireEvent) -> Hashable:
-    """Which item an event is about: by its place, else by its id."""
+    """Which item an event is about: by its place, else by its id, which some servers give as the id of the call."""
     if event.output_index is not None:
         return event.output_index
-    return event.item_id or (event.item.id if event.item else None)
+    item = event.item or WireItem()
+    return event.item_id or item.id or item.call_id

@@ -96,6 +96,8 @@ class Connection:
         self._silent_reconnections = 0
         self.leaving = False
         """True when the server stops: calls that are cancelled then go on inside, for the next server to collect."""
+        self._idle: asyncio.TimerHandle | None = None
+        self.touch()
         # The connection outlives every request, so no request's task group can own its reader; `close` awaits it.
         self._serving = asyncio.create_task(self._serve(), name="sandbox connection")
 
@@ -103,6 +105,19 @@ class Connection:
     def lost(self) -> bool:
         """True once the daemon is gone; a new sandbox must be opened."""
         return self._serving.done()
+
+    def touch(self) -> None:
+        """It is used: count the idle time from now."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(self._settings.idle_seconds_max, self._let_go)
+
+    def _let_go(self) -> None:
+        """Hang up, unless somebody waits. The daemon ends when nobody comes back; until then it can be found again."""
+        if self._waiting:
+            self.touch()
+        else:
+            self._serving.cancel()
 
     async def call(self, call: SandboxCall) -> SandboxReply:
         """See `Sandbox.call`."""
@@ -137,6 +152,8 @@ class Connection:
 
     async def close(self) -> None:
         """Hang up; the sandbox goes on. Idempotent."""
+        if self._idle is not None:
+            self._idle.cancel()
         self._serving.cancel()
         await asyncio.wait([self._serving])
         # A task that is cancelled before its first step does not get to do this.
@@ -173,6 +190,7 @@ class Connection:
         finally:
             self._waiting.pop(number, None)
             waiting.answer.cancel()
+            self.touch()
 
     async def _send(self, frame: bytes) -> None:
         try:

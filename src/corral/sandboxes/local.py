@@ -130,7 +130,11 @@ class LocalSandboxes(ABC):
 
     def _running(self, session_id: str) -> Connection | None:
         connection = self._connections.get(session_id)
-        return None if connection is None or connection.lost else connection
+        if connection is None or connection.lost:
+            self._connections.pop(session_id, None)
+            return None
+        connection.touch()
+        return connection
 
     async def _open(self, directory: SessionDirectory, session_id: str) -> Connection:
         try:
