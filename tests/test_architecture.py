@@ -59,8 +59,8 @@ BANNED_NAMES = frozenset(
 )
 
 IO_MODULES = frozenset(
-    "anthropic anyio asyncio fcntl glob http httpx httpx2 io logging multiprocessing os pathlib select selectors "
-    "shutil signal socket sqlite3 ssl starlette structlog subprocess sys tempfile threading time trio urllib "
+    "anthropic openai anyio asyncio fcntl glob http httpx httpx2 io logging multiprocessing os pathlib select "
+    "selectors shutil signal socket sqlite3 ssl starlette structlog subprocess sys tempfile threading time trio urllib "
     "uvicorn".split()
 )
 PURE_SUBMODULES = frozenset({"urllib.parse"})

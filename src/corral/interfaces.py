@@ -1,8 +1,8 @@
 """Every seam of Corral in one file.
 
 The middle parts (`harness engines tools mcp providers sandboxes storage api`) never import one another; they meet
-here, and `app.py` wires them. Each protocol's docstring is its contract; `conformance.py` turns the contract into
-checks that run against every implementation. Nothing here does anything.
+here, and `app.py` wires them. Each protocol's docstring is its contract; `tests/contracts` holds it against every
+implementation. Nothing here does anything.
 
     EventLog   what happened: sessions, their events and their state     storage/{sqlite,ephemeral}
     Records    everything else that lasts: agents, environments, keys    storage/{sqlite,ephemeral}
@@ -11,7 +11,7 @@ checks that run against every implementation. Nothing here does anything.
     Bus        what is happening: frames for open streams                engines/local
     Engine     who advances which session, and when                      engines/local
     Sandboxes  where tools run                                           sandboxes/{bubblewrap,process}
-    Provider   models                                                    providers/{anthropic,local,scripted}
+    Provider   models                                                    providers/{anthropic,openai,local,scripted}
     Tool       a built-in tool                                           tools/*
     Clock      what time it is                                           app.py, tests
 """

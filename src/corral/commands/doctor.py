@@ -99,7 +99,9 @@ def _models(settings: Settings) -> Iterator[Finding]:
 def _local_model(settings: Settings) -> Finding:
     if importlib.util.find_spec("xllamacpp") is None:
         return Finding(
-            "local model", "bad", "llama.cpp is not installed. `pip install 'corral[local]'`, or set ANTHROPIC_API_KEY."
+            "local model",
+            "bad",
+            "llama.cpp is not installed. `pip install 'corral[local]'`, or set a key for another provider.",
         )
     if settings.local_model.file is not None and not Path(settings.local_model.file).is_file():
         return Finding("local model", "bad", f"{settings.local_model.file} does not exist")

@@ -86,6 +86,13 @@ def body_error(body: object) -> tuple[str, str]:
     return str(fields.get("type") or ""), str(fields.get("message") or "")
 
 
+def unreachable(error: Exception, secrets: Collection[str]) -> ProviderUnreachable:
+    """A connection that could not be made, or broke."""
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
+    return ProviderUnreachable(clean(f"The model server cannot be reached. {reason}{cause}", secrets))
+
+
 def clean(text: str, secrets: Collection[str]) -> str:
     """`text` without the secrets, on one line and of bounded length."""
     for secret in secrets:

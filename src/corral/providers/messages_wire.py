@@ -16,10 +16,11 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from corral.errors import ProviderError, ProviderUnreachable
+from corral.errors import ProviderUnreachable
 from corral.interfaces import ModelChunk
 from corral.providers.messages_answer import Answer
-from corral.providers.messages_errors import clean, http_error, stream_error
+from corral.providers.messages_body import instead_of_events
+from corral.providers.messages_errors import clean, http_error, stream_error, unreachable
 from corral.providers.messages_request import WireRequest
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from anthropic._streaming import ServerSentEvent
 
 CLOSE_SECONDS_MAX = 2.0
-BODY_BYTES_MAX = 64 * 1024
 """How much is read of a body that should have been a stream, to say what it is."""
 
 
@@ -94,7 +94,7 @@ class MessagesClient:
         except anthropic.APIStatusError as error:
             raise http_error(error, self._secrets) from error
         except (anthropic.AnthropicError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
-            raise self._unreachable(error) from error
+            raise unreachable(error, self._secrets) from error
         except UnicodeDecodeError as error:
             raise ProviderUnreachable("The model server's answer is not UTF-8.") from error
 
@@ -123,25 +123,12 @@ class MessagesClient:
         )
 
     async def _expect_events(self, stream: AsyncStream[object]) -> None:
-        kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "text/event-stream":
+        instead = await instead_of_events(stream.response)
+        if instead is None:
             return
-        body = b""
-        async for piece in stream.response.aiter_bytes():
-            body += piece
-            if len(body) >= BODY_BYTES_MAX:
-                break
-        raise self._wrong_body(kind, body)
-
-    def _wrong_body(self, kind: str, body: bytes) -> ProviderError:
-        try:
-            value = msgspec.json.decode(body)
-        except ValueError:
-            value = None
-        if isinstance(value, dict) and "error" in value:
-            return stream_error(cast("dict[str, object]", value), self._secrets)
-        words = f"The model server answered with {kind or 'an unnamed type'} instead of an event stream."
-        return ProviderUnreachable(clean(words, self._secrets))
+        if instead.value is not None and "error" in instead.value:
+            raise stream_error(instead.value, self._secrets)
+        raise ProviderUnreachable(clean(str(instead), self._secrets))
 
     def _read(self, answer: Answer, event: ServerSentEvent) -> list[ModelChunk]:
         try:
@@ -151,11 +138,6 @@ class MessagesClient:
             return list(answer.read(kind, event.data))
         except ValueError as error:
             raise ProviderUnreachable(f"The model server's answer cannot be read: {error}") from error
-
-    def _unreachable(self, error: Exception) -> ProviderUnreachable:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
-        return ProviderUnreachable(clean(f"The model server cannot be reached. {reason}{cause}", self._secrets))
 
 
 def _import_sdk() -> tuple[ModuleType, ModuleType]:

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from corral.config import OpenAIWire
-from corral.errors import MachineUnfit, ProviderError, ProviderUnreachable
+from corral.errors import MachineUnfit, ProviderUnreachable
 from corral.interfaces import ModelChunk, ModelRequest
-from corral.providers.messages_errors import clean
+from corral.providers.messages_body import instead_of_events
+from corral.providers.messages_errors import clean, unreachable
 from corral.providers.openai_answer import Answer, ServerFault
 from corral.providers.openai_chat import encode_chat
 from corral.providers.openai_chat_answer import ChatAnswer
@@ -36,7 +36,6 @@ BASE_URL = "https://api.openai.com/v1"
 CLOSE_SECONDS_MAX = 2.0
 USAGE_SECONDS_MAX = 5.0
 """How long a finished answer waits for its usage, and for the end of the stream."""
-BODY_BYTES_MAX = 64 * 1024
 """How much is read of a body that should have been a stream, to say what it is."""
 
 
@@ -122,11 +121,11 @@ class OpenAIProvider:
         except openai.APIStatusError as error:
             raise http_error(error, self._secrets) from error
         except (openai.APIConnectionError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
-            raise self._unreachable(error) from error
+            raise unreachable(error, self._secrets) from error
         except (openai.APIError, ServerFault) as error:
             raise stream_error(error.body, self._secrets) from error
         except openai.OpenAIError as error:
-            raise self._unreachable(error) from error
+            raise unreachable(error, self._secrets) from error
         except ValueError as error:
             words = f"The model server's answer cannot be read: {error}"
             raise ProviderUnreachable(clean(words, self._secrets)) from error
@@ -155,30 +154,12 @@ class OpenAIProvider:
         )
 
     async def _expect_events(self, stream: AsyncStream[object]) -> None:
-        kind = stream.response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "text/event-stream":
+        instead = await instead_of_events(stream.response)
+        if instead is None:
             return
-        body = b""
-        async for piece in stream.response.aiter_bytes():
-            body += piece
-            if len(body) >= BODY_BYTES_MAX:
-                break
-        raise self._wrong_body(kind, body)
-
-    def _wrong_body(self, kind: str, body: bytes) -> ProviderError:
-        try:
-            value = msgspec.json.decode(body)
-        except ValueError:
-            value = None
-        if isinstance(value, dict) and ("error" in value or cast("dict[str, object]", value).get("object") == "error"):
-            return stream_error(cast("dict[str, object]", value), self._secrets)
-        words = f"The model server answered with {kind or 'an unnamed type'} instead of an event stream."
-        return ProviderUnreachable(clean(words, self._secrets))
-
-    def _unreachable(self, error: Exception) -> ProviderUnreachable:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
-        return ProviderUnreachable(clean(f"The model server cannot be reached. {reason}{cause}", self._secrets))
+        if instead.value is not None and ("error" in instead.value or instead.value.get("object") == "error"):
+            raise stream_error(instead.value, self._secrets)
+        raise ProviderUnreachable(clean(str(instead), self._secrets))
 
 
 def _import_sdk() -> tuple[ModuleType, ModuleType]:
