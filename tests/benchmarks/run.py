@@ -7,9 +7,11 @@ gets slower is for a reader to see, and tests must not depend on speed.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +28,7 @@ BENCHMARKS = (
 
 
 def main() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     out = Console(highlight=False)
     wanted = sys.argv[1:] or BENCHMARKS
     for name in wanted:

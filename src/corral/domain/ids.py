@@ -13,9 +13,11 @@ from typing import Literal, TypeAlias
 Prefix: TypeAlias = Literal["agent", "env", "sesn", "sevt", "sthr", "sesrsc", "apikey", "wrkspc", "req", "outc", "file"]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+"""Ten bits at a time: ids are made for every event."""
 
 
 def new_id(prefix: Prefix) -> str:
     """A fresh id, for example `sesn_01JDA3…`."""
     number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    return prefix + "_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
