@@ -18,6 +18,7 @@ from corral.domain import event as ev
 from corral.domain import turn
 from corral.domain.lifecycle import Append, Change, commit
 from corral.domain.session import QUEUE_MAX, PendingCall, Session, SessionState
+from corral.domain.usage import reached
 from corral.errors import Invalid
 
 DENY_MESSAGE_CHARACTERS_MAX = 10_000
@@ -54,7 +55,7 @@ def accept(
 def _accept_one(session: Session, state: SessionState, event: ev.ClientEvent, path: str, now: datetime) -> list[Change]:
     match event:
         case ev.UserMessage():
-            _check_open(state, path, "user.message")
+            _check_open(session, state, path, now)
             if len(state.queue) >= QUEUE_MAX:
                 raise Invalid(f"{path}: {QUEUE_MAX} events are already waiting; let the session work through them")
             return [Append(event, queued=True)]
@@ -77,7 +78,7 @@ def _settle(session: Session, state: SessionState, now: datetime, *, answered: b
     if state.status != "idle":
         return []
     open_questions = tuple(call.id for call in state.pending if call.stage in ("asked", "waiting"))
-    if isinstance(state.stop_reason, ev.BudgetReached):
+    if _is_capped(session, state, now):
         return []
     if open_questions:
         return turn.idle(session, state, ev.RequiresAction(event_ids=open_questions), now) if answered else []
@@ -93,19 +94,26 @@ def _accept_interrupt(
         raise Invalid(f"{path}.session_thread_id: session {session.id} has no thread {event.session_thread_id}")
     if state.status != "idle":
         return [Append(event, queued=True)]
-    if isinstance(state.stop_reason, ev.BudgetReached):
+    if _is_capped(session, state, now):
         return []
     return turn.close_idle(session, state, event, now)
 
 
-def _check_open(state: SessionState, path: str, kind: str) -> None:
+def _is_capped(session: Session, state: SessionState, now: datetime) -> bool:
+    """Whether the session rests at its own budget. At everybody's limit it may try again: that one can be raised."""
+    at_cap = isinstance(state.stop_reason, ev.BudgetReached)
+    return at_cap and reached(session.budget, state.totals, state.active_at(now))
+
+
+def _check_open(session: Session, state: SessionState, path: str, now: datetime) -> None:
+    """Whether a message may come now."""
     if state.status != "idle":
         return
-    if isinstance(state.stop_reason, ev.BudgetReached):
-        raise Invalid(f"{path}: the session's budget is reached; raise or remove it before sending a {kind}")
+    if _is_capped(session, state, now):
+        raise Invalid(f"{path}: the session's budget is reached; raise or remove it before sending a user.message")
     if isinstance(state.stop_reason, ev.RequiresAction):
         waiting = ", ".join(call.id for call in state.pending)
-        raise Invalid(f"{path}: the session waits for answers to {waiting}; a {kind} is not accepted until then")
+        raise Invalid(f"{path}: the session waits for answers to {waiting}; a user.message is not accepted until then")
 
 
 def _check_confirmation(state: SessionState, event: ev.UserToolConfirmation, path: str) -> None:
