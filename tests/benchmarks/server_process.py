@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.temporary import passable
+
 KEY = "sk-corral-benchmark-key"
 BETA = "managed-agents-2026-04-01"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -138,6 +140,7 @@ def serving(toml: str = "") -> Generator[Server]:
         command = [sys.executable, "-m", "corral", "serve", "--port", "0", "--config", str(config)]
         command += ["--data-dir", f"{directory}/data"]
         environment = {"PATH": os.environ["PATH"], "HOME": directory, "CORRAL_API_KEY": KEY, "PYTHONPATH": str(SOURCE)}
+        environment["CORRAL_SANDBOX_DIR"] = str(passable(directory) / "sandboxes")
         with (Path(directory) / "log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log)
         try:

@@ -19,6 +19,7 @@ from corral.app import open_corral
 from corral.domain.content import TextBlock
 from corral.interfaces import ModelChunk, ModelRequest, ModelResponse, ModelUsage
 from corral.serving import bind, serving
+from tests.benchmarks.temporary import overrides
 
 NAME = "From POST events to the model request"
 TURNS = 100
@@ -44,7 +45,7 @@ def run() -> list[tuple[str, float, str, str]]:
 
 async def _measure() -> list[tuple[str, float, str, str]]:
     with tempfile.TemporaryDirectory() as directory:
-        settings = config.load(environ={}, overrides={"data_dir": directory, "cache_dir": directory})
+        settings = config.load(environ={}, overrides=overrides(directory))
         model = InstantModel()
         with bind("127.0.0.1", 0) as listener:
             async with open_corral(settings, provider=model) as corral, serving(corral, listener) as base_url:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +19,15 @@ SCRIPTED = '[[models]]\npattern = "*"\nprovider = "scripted"\n'
 
 def corral(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (directory / "corral.toml").write_text(SCRIPTED, encoding="utf-8")
-    environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "COLUMNS": "200"}
     command = [sys.executable, "-m", "corral", *arguments]
-    return subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    # Sandboxes of a root server run as other users, who cannot pass through pytest's directories.
+    with tempfile.TemporaryDirectory(prefix="corral-cli-") as sandboxes:
+        Path(sandboxes).chmod(0o711)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "COLUMNS": "200"}
+        environment["CORRAL_SANDBOX_DIR"] = sandboxes
+        return subprocess.run(
+            command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
 
 
 def test_run_streams_the_answer_and_lists_the_files(tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ LOCAL_TASK = (
 async def demo(settings: Settings, out: Console) -> int:
     """Run the demo; the exit code says whether the agent's file is right."""
     with tempfile.TemporaryDirectory(prefix="corral-demo-") as directory:
-        data_dir = Path(directory) / "data"
-        settings = msgspec.structs.replace(settings, data_dir=data_dir, database=f"sqlite:///{data_dir}/corral.db")
+        settings = _settings_in(Path(directory), settings)
         _announce(settings, out)
         with bind("127.0.0.1", 0) as listener:
             async with open_corral(settings) as corral, serving(corral, listener) as base_url:
@@ -50,6 +49,18 @@ async def demo(settings: Settings, out: Console) -> int:
                     return code or await _check_file(corral, out)
                 finally:
                     await _remove_sandboxes(corral)
+
+
+def _settings_in(directory: Path, settings: Settings) -> Settings:
+    """Everything below one directory, which the users that sandboxes of a root server run as may pass through."""
+    directory.chmod(0o711)
+    data_dir = directory / "data"
+    return msgspec.structs.replace(
+        settings,
+        data_dir=data_dir,
+        database=f"sqlite:///{data_dir}/corral.db",
+        sandbox=msgspec.structs.replace(settings.sandbox, directory=str(directory / "sandboxes")),
+    )
 
 
 def _announce(settings: Settings, out: Console) -> None:
