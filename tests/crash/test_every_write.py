@@ -123,7 +123,7 @@ class World:
         engine = LocalEngine(sessions_running_max=4)
         try:
             with anyio.fail_after(STEP_SECONDS_MAX):
-                await engine.start(self._harness(sandboxes), await self.store.log.unfinished())
+                await engine.start(self.harness(sandboxes), await self.store.log.unfinished())
                 await self._rests_or_dies()
         finally:
             sandboxes.leave()
@@ -148,7 +148,7 @@ class World:
             tasks.cancel_scope.cancel()
         frames.close()
 
-    def _harness(self, sandboxes: ProcessSandboxes) -> Harness:
+    def harness(self, sandboxes: ProcessSandboxes) -> Harness:
         async def spending_stopped() -> bool:
             return False
 

@@ -27,6 +27,7 @@ class Harness:
 
     async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
         """Advance the session until it rests. See `interfaces.Worker`."""
+        interrupted.clear()  # the claim reads the queue: what was signalled before it is in there
         claim = await self._claim(session_id)
         epoch, context = self._contexts.pop(session_id, (0, Context()))
         if epoch + 1 != claim.epoch:
