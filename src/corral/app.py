@@ -25,7 +25,7 @@ from corral.errors import MachineUnfit
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import Archive, EventLog, Provider, Records, Sandboxes
+from corral.interfaces import Blobs, Bus, EventLog, Provider, Records, Sandboxes, Store
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.openai import OpenAIProvider
@@ -95,22 +95,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
         engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max)
         harness = Harness(
-            Parts(
-                log=store.log,
-                bus=bus,
-                provider=provider,
-                sandboxes=sandboxes,
-                blobs=blobs,
-                attachments=Attachments(
-                    store.records, blobs, clock, cached_bytes_max=settings.harness.attachments_cached_bytes_max
-                ),
-                tools=TOOLS,
-                price=catalogue.price,
-                window=_window(settings, catalogue),
-                spending_stopped=_spending_stopped(settings, store.log),
-                clock=clock,
-                settings=settings.harness,
-            )
+            _parts(settings, store, catalogue, blobs=blobs, bus=bus, provider=provider, sandboxes=sandboxes)
         )
         await engine.start(harness, await store.log.unfinished())
         stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
@@ -130,6 +115,34 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         yield Corral(create_app(services), api_key, first_start, store.log, bus, sandboxes)
 
 
+def _parts(
+    settings: Settings,
+    store: Store,
+    catalogue: Catalogue,
+    *,
+    blobs: Blobs,
+    bus: Bus,
+    provider: Provider,
+    sandboxes: Sandboxes,
+) -> Parts:
+    clock, cached = SystemClock(), settings.harness.attachments_cached_bytes_max
+    return Parts(
+        log=store.log,
+        records=store.records,
+        bus=bus,
+        provider=provider,
+        sandboxes=sandboxes,
+        blobs=blobs,
+        attachments=Attachments(store.records, blobs, clock, cached_bytes_max=cached),
+        tools=TOOLS,
+        price=catalogue.price,
+        window=_window(settings, catalogue),
+        spending_stopped=_spending_stopped(settings, store.log),
+        clock=clock,
+        settings=settings.harness,
+    )
+
+
 @asynccontextmanager
 async def open_records(settings: Settings) -> AsyncGenerator[Records]:
     """The records alone, for commands that work beside a running server."""
@@ -141,21 +154,13 @@ async def open_records(settings: Settings) -> AsyncGenerator[Records]:
         await store.close()
 
 
-class Storage(NamedTuple):
-    """A store that this process has to itself."""
-
-    log: EventLog
-    records: Records
-    archive: Archive
-
-
 @asynccontextmanager
-async def open_storage(settings: Settings) -> AsyncGenerator[Storage]:
+async def open_storage(settings: Settings) -> AsyncGenerator[Store]:
     """The whole store, for commands that move things in or out. Raises `MachineUnfit` while a server has it."""
     bus = LocalBus(frames_max=1, bytes_max=1)
     store = await open_store(settings.database, bus=bus, clock=SystemClock())
     try:
-        yield Storage(store.log, store.records, store.archive)
+        yield store
     finally:
         await store.close()
 

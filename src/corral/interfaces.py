@@ -27,10 +27,12 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from corral.domain import turn
-from corral.domain.content import AssistantBlock, JsonObject, PromptBlock, ResultBlock
-from corral.domain.event import StoredEvent
+from corral.domain.content import JsonObject, ResultBlock
+from corral.domain.environment import SEALED, Recipe
 from corral.domain.file import Blob, Mount, Output
+from corral.domain.inference import ModelChunk, ModelRequest, ToolSpec
 from corral.domain.lifecycle import Change, Row
+from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.restored import RestoredEvent
 from corral.domain.session import Session, SessionState
 
@@ -46,75 +48,6 @@ class Clock(Protocol):
 
 
 # ------------------------------------------------------------------------------------------------ providers
-
-
-class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as a model sees it."""
-
-    name: str
-    description: str
-    input_schema: JsonObject
-
-
-class PromptMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message of a conversation, in the Messages API's form."""
-
-    role: Literal["user", "assistant", "system"]
-    content: tuple[PromptBlock, ...]
-
-
-class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to a model."""
-
-    model: str
-    system: str
-    messages: tuple[PromptMessage, ...]
-    tools: tuple[ToolSpec, ...]
-    output_tokens_max: int
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    """None leaves the model's own default."""
-    speed: Literal["standard", "fast"] = "standard"
-    attempt: int = 0
-    """How many times this same request has failed before. For back-off; it never changes the prompt."""
-
-
-class ModelUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one request. `input_tokens` are the uncached ones only."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_input_tokens: int = 0
-    cache_creation_5m_input_tokens: int = 0
-    cache_creation_1h_input_tokens: int = 0
-
-
-class BlockStarted(msgspec.Struct, frozen=True):
-    """A block of the answer opens at `index`."""
-
-    index: int
-    kind: Literal["text", "thinking", "tool_use"]
-
-
-class TextDelta(msgspec.Struct, frozen=True):
-    """More text for the text block at `index`."""
-
-    index: int
-    text: str
-
-
-class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole answer; always the last chunk of a successful stream."""
-
-    content: tuple[AssistantBlock, ...]
-    stop_reason: Literal["end_turn", "tool_use", "max_tokens", "stop_sequence", "pause_turn", "refusal"]
-    usage: ModelUsage
-    refusal_category: str | None = None
-    refusal_explanation: str | None = None
-    malformed_tool_inputs: tuple[str, ...] = ()
-    """Ids of tool calls whose input the model wrote as broken JSON; their `input` is empty."""
-
-
-ModelChunk: TypeAlias = BlockStarted | TextDelta | ModelResponse
 
 
 class Provider(Protocol):
@@ -190,8 +123,8 @@ class Sandboxes(Protocol):
         """What `start` depends on, one by one, for `corral doctor`. Blocking; never raises."""
         ...
 
-    async def open(self, session_id: str) -> Sandbox:
-        """The session's sandbox: the one that runs, else a new one over the session's files.
+    async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
+        """The session's sandbox: the one that runs, however it was made, else a new one by `recipe` over its files.
 
         Idempotent and safe to call concurrently for one id. Survives a restart of the server: a sandbox that
         outlived it is found again. Raises `SandboxUnavailable` with the reason."""
@@ -291,54 +224,6 @@ class Claim(NamedTuple):
         return self.committed.state
 
 
-class LoggedEvent(NamedTuple):
-    """An event read back."""
-
-    seq: int
-    event: StoredEvent
-    private: bytes | None
-    body: bytes = b""
-    """The event as the wire has it, byte for byte as it was stored; empty for one that did not come from the store."""
-
-
-class EventsQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of a session's history, by position."""
-
-    limit: int
-    beyond: tuple[bool, int] | None = None
-    """Start behind the row that is (queued?, seq), in the direction of `order`. Both are needed: a queued event keeps
-    its seq and still comes after every processed one."""
-    order: Literal["asc", "desc"] = "asc"
-    types: tuple[str, ...] = ()
-    after: datetime | None = None
-    """`processed_at` > this; with `after_inclusive`, >=."""
-    after_inclusive: bool = False
-    before: datetime | None = None
-    before_inclusive: bool = False
-    processed_only: bool = False
-
-
-class SessionsQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of sessions, by creation time and then id."""
-
-    workspace_id: str
-    limit: int
-    order: Literal["asc", "desc"] = "desc"
-    beyond: tuple[datetime, str] | None = None
-    """Start behind this creation time and id, in the direction of `order`."""
-    backwards: bool = False
-    """Read against `order` (for `prev_page`); the result is still sorted by `order`."""
-    statuses: tuple[str, ...] = ()
-    agent_id: str | None = None
-    agent_version: int | None = None
-    deployment_id: str | None = None
-    include_archived: bool = False
-    after: datetime | None = None
-    after_inclusive: bool = False
-    before: datetime | None = None
-    before_inclusive: bool = False
-
-
 class EventLog(Protocol):
     """Sessions and what happened to them. The only truth.
 
@@ -392,38 +277,6 @@ class EventLog(Protocol):
 # ------------------------------------------------------------------------------------------------- records
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored object of any other kind: its keys for lists, and its body as JSON."""
-
-    kind: str
-    id: str
-    workspace_id: str
-    created_at: datetime
-    body: bytes
-    archived_at: datetime | None = None
-    parent_id: str | None = None
-    """For versions: the id of what this is a version of."""
-    unique_key: str | None = None
-    """Unique within kind and workspace, when set."""
-    revision: int = 1
-
-
-class RecordsQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of records, newest first."""
-
-    kind: str
-    workspace_id: str | None
-    limit: int
-    beyond: tuple[datetime, str] | None = None
-    """Start behind this creation time and id."""
-    parent_id: str | None = None
-    include_archived: bool = True
-    after: datetime | None = None
-    after_inclusive: bool = False
-    before: datetime | None = None
-    before_inclusive: bool = False
-
-
 class Records(Protocol):
     """Everything durable that is not a session: small objects by kind and id."""
 
@@ -469,6 +322,29 @@ class Archive(Protocol):
         """Store all items, or none; nothing is published, and no spending is counted. They are taken one at a time,
         maybe on another thread, and anew if the transaction is repeated. What is here and the same on the wire is left
         alone and counted in the answer by kind. Raises `Conflict` when it differs, and what the iteration raises."""
+        ...
+
+
+class Store(Protocol):
+    """One place where things last."""
+
+    @property
+    def log(self) -> EventLog:
+        """Sessions and their events."""
+        ...
+
+    @property
+    def records(self) -> Records:
+        """Everything else."""
+        ...
+
+    @property
+    def archive(self) -> Archive:
+        """Both at once."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of the store. Idempotent."""
         ...
 
 

@@ -16,8 +16,9 @@ import anyio.to_thread
 import msgspec
 
 from corral.domain.api_key import DEFAULT_WORKSPACE, SECRET_CHARACTERS_MAX, ApiKey, new_secret, sha256
+from corral.domain.query import Record, RecordsQuery
 from corral.errors import Invalid, MachineUnfit, NotFound, Unauthenticated
-from corral.interfaces import Clock, Record, Records, RecordsQuery
+from corral.interfaces import Clock, Records
 
 KIND = "api_key"
 REMEMBERED_SECONDS = 5.0

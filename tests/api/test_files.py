@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from anthropic.types.beta import BetaDeletedFile, BetaFileMetadata
 
-from corral.interfaces import RecordsQuery
+from corral.domain.query import RecordsQuery
 from tests.api.live_server import WAIT_SECONDS, Serve, Server
 from tests.api.sdk_types import assert_is
 

@@ -17,7 +17,7 @@ from anthropic import AsyncAnthropic
 from corral import config
 from corral.app import open_corral
 from corral.domain.content import TextBlock
-from corral.interfaces import ModelChunk, ModelRequest, ModelResponse, ModelUsage
+from corral.domain.inference import ModelChunk, ModelRequest, ModelResponse, ModelUsage
 from corral.serving import bind, serving
 from tests.benchmarks.temporary import overrides
 

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from corral.domain.content import PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
+from corral.domain.inference import BlockStarted, ModelChunk, ModelRequest, ModelResponse, PromptMessage, TextDelta
 from corral.errors import (
     ContextOverflow,
     ProviderBilling,
@@ -28,7 +29,6 @@ from corral.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from corral.interfaces import BlockStarted, ModelChunk, ModelRequest, ModelResponse, PromptMessage, TextDelta
 from corral.providers.scripted import ScriptedProvider
 
 Json = dict[str, Any]

@@ -21,8 +21,9 @@ from corral.domain.agent import ModelConfig, SessionAgent
 from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append, Change
+from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Archive, Decide, Decision, EventLog, Frame, Record, Records, Subscription
+from corral.interfaces import Archive, Decide, Decision, EventLog, Frame, Records, Subscription
 from corral.storage.ephemeral import EphemeralStore
 from corral.storage.sqlite import open_store
 

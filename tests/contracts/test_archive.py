@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 from corral.domain.lifecycle import Process
+from corral.domain.query import EventsQuery, Record, RecordsQuery
 from corral.domain.restored import RestoredEvent
 from corral.domain.session import QueuedEvent, SessionState
 from corral.errors import Conflict, Invalid, NotFound
-from corral.interfaces import EventsQuery, Record, RecordsQuery, Restored
+from corral.interfaces import Restored
 from tests.contracts.storage_fixtures import (
     BACKENDS,
     SECOND,

@@ -23,9 +23,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from corral.domain import event as ev
 from corral.domain import intake, turn
 from corral.domain.lifecycle import Append, Change, IllegalTransition, Process
+from corral.domain.query import EventsQuery, LoggedEvent
 from corral.domain.session import Session, SessionState
 from corral.errors import Invalid, NotFound, StaleEpoch
-from corral.interfaces import Committed, Decide, Decision, EventsQuery, Frame, LoggedEvent, Snapshot
+from corral.interfaces import Committed, Decide, Decision, Frame, Snapshot
 from tests.contracts.storage_fixtures import Backend, staged
 from tests.unit import builders as make
 

@@ -24,6 +24,15 @@ import pytest
 
 from corral.config import load
 from corral.domain.content import TextBlock, ToolResultBlock, ToolUseBlock
+from corral.domain.inference import (
+    BlockStarted,
+    ModelChunk,
+    ModelRequest,
+    ModelResponse,
+    PromptMessage,
+    TextDelta,
+    ToolSpec,
+)
 from corral.errors import (
     ContextOverflow,
     ProviderBilling,
@@ -33,16 +42,7 @@ from corral.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from corral.interfaces import (
-    BlockStarted,
-    ModelChunk,
-    ModelRequest,
-    ModelResponse,
-    PromptMessage,
-    Provider,
-    TextDelta,
-    ToolSpec,
-)
+from corral.interfaces import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.local_file import cached_file
 from corral.providers.local_gguf import chat_template

@@ -17,19 +17,11 @@ from hypothesis import strategies as st
 
 from corral.domain import event as ev
 from corral.domain.lifecycle import Append, Change, IllegalTransition, Process
+from corral.domain.query import EventsQuery, LoggedEvent, RecordsQuery, SessionsQuery
 from corral.domain.session import Session, SessionState
 from corral.domain.usage import RequestTokens
 from corral.errors import Conflict, Invalid, NotFound, StaleEpoch
-from corral.interfaces import (
-    Decide,
-    Decision,
-    EventLog,
-    EventsQuery,
-    LoggedEvent,
-    RecordsQuery,
-    SessionsQuery,
-    Snapshot,
-)
+from corral.interfaces import Decide, Decision, EventLog, Snapshot
 from tests.contracts.storage_fixtures import (
     BACKENDS,
     SECOND,

@@ -21,13 +21,14 @@ from corral.config import HarnessSettings, SandboxSettings
 from corral.domain import event as ev
 from corral.domain import intake
 from corral.domain.event import StoredEvent
+from corral.domain.query import EventsQuery
 from corral.domain.session import SessionState
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalEngine
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import Decision, EventsQuery
+from corral.interfaces import Decision
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
@@ -99,6 +100,7 @@ class World:
         self.session = make.session()
 
     async def create(self) -> None:
+        await self.store.records.put(make.environment(self.session))
         await self.store.log.create(self.session, make.state(), lambda session, state, now: Decision(()))
 
     async def send(self, event: ev.ClientEvent) -> None:
@@ -155,6 +157,7 @@ class World:
         return Harness(
             Parts(
                 log=self.store.log,
+                records=self.store.records,
                 bus=self.bus,
                 provider=ScriptedProvider(),
                 sandboxes=sandboxes,

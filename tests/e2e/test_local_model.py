@@ -11,8 +11,8 @@ import pytest
 
 from corral.config import LocalModelSettings, load
 from corral.domain.content import TextBlock, ToolResultBlock, ToolUseBlock
+from corral.domain.inference import ModelRequest, ModelResponse, PromptMessage, TextDelta
 from corral.errors import ContextOverflow, ProviderRefused
-from corral.interfaces import ModelRequest, ModelResponse, PromptMessage, TextDelta
 from corral.providers.local import LocalProvider
 from corral.providers.local_file import cached_file
 from corral.tools import TOOLS

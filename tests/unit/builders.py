@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
+
+from corral.domain import environment as environments
 from corral.domain import event as ev
 from corral.domain.agent import ModelConfig, SessionAgent
 from corral.domain.content import TextBlock
+from corral.domain.environment import ENVIRONMENT_KIND, EnvironmentCreate
 from corral.domain.ids import new_id
+from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import AgentToolset, AlwaysAllow, CustomTool, DefaultConfig
 
@@ -31,6 +36,18 @@ def session() -> Session:
         environment_id="env_1",
         created_at=START,
         updated_at=START,
+    )
+
+
+def environment(session: Session) -> Record:
+    """The record of the session's environment: the default one."""
+    made = environments.create(EnvironmentCreate(name="Default"), environment_id=session.environment_id, now=START)
+    return Record(
+        kind=ENVIRONMENT_KIND,
+        id=made.id,
+        workspace_id=session.workspace_id,
+        created_at=made.created_at,
+        body=msgspec.json.encode(made),
     )
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from corral.domain.content import TextBlock
-from corral.interfaces import ModelChunk, ModelRequest, ModelResponse, PromptMessage
+from corral.domain.inference import ModelChunk, ModelRequest, ModelResponse, PromptMessage
 from corral.providers.openai import OpenAIProvider
 
 KEY = "sk-secret-of-the-test"

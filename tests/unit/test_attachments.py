@@ -12,9 +12,10 @@ import pytest
 
 from corral.domain.content import DocumentBlock, FileSource, ImageBlock, TextBlock, ToolResultBlock
 from corral.domain.file import DOCUMENT_BYTES_MAX, FILE_KIND, File
+from corral.domain.inference import PromptMessage
+from corral.domain.query import Record
 from corral.engines.bus import LocalBus
 from corral.harness.attachments import Attachments
-from corral.interfaces import PromptMessage, Record
 from corral.storage.blobs import DiskBlobs
 from corral.storage.ephemeral import EphemeralStore
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from corral.domain import event as ev
 from corral.domain.content import AssistantBlock, TextBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.ids import new_id
+from corral.domain.query import LoggedEvent
 from corral.harness.context import Condensed, Context
-from corral.interfaces import LoggedEvent
 from tests.unit import builders as make
 
 

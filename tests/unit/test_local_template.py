@@ -6,7 +6,7 @@ import msgspec
 
 from corral.config import LocalModelSettings
 from corral.domain.content import Base64Source, ImageBlock, PromptBlock, TextBlock, ToolResultBlock, ToolUseBlock
-from corral.interfaces import ModelRequest, PromptMessage, ToolSpec
+from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
 from corral.providers.local import repeats, wire_request
 from corral.providers.local_template import AFTER_ERROR, AFTER_RESULT, RULE_OF_WRITE, RULES, adjusted
 

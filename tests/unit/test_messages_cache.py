@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from corral.domain.content import TextBlock, ToolResultBlock, ToolUseBlock
-from corral.interfaces import ModelRequest, PromptMessage, ToolSpec
+from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
 from corral.providers.messages_request import encode_request
 
 TOOL = ToolSpec(name="bash", description="Run.", input_schema={"type": "object"})

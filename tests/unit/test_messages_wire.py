@@ -24,16 +24,7 @@ from corral.domain.content import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from corral.errors import (
-    ContextOverflow,
-    ProviderBilling,
-    ProviderError,
-    ProviderOverloaded,
-    ProviderRateLimited,
-    ProviderRefused,
-    ProviderUnreachable,
-)
-from corral.interfaces import (
+from corral.domain.inference import (
     BlockStarted,
     ModelChunk,
     ModelRequest,
@@ -42,6 +33,15 @@ from corral.interfaces import (
     PromptMessage,
     TextDelta,
     ToolSpec,
+)
+from corral.errors import (
+    ContextOverflow,
+    ProviderBilling,
+    ProviderError,
+    ProviderOverloaded,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderUnreachable,
 )
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_request import WireRequest, encode_request

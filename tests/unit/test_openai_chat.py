@@ -24,7 +24,7 @@ from corral.domain.content import (
     ToolUseBlock,
     UrlSource,
 )
-from corral.interfaces import (
+from corral.domain.inference import (
     BlockStarted,
     ModelRequest,
     ModelResponse,

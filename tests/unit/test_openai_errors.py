@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.config import OpenAIWire
+from corral.domain.inference import BlockStarted, ModelChunk, ModelResponse
 from corral.errors import (
     ContextOverflow,
     MachineUnfit,
@@ -26,7 +27,6 @@ from corral.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from corral.interfaces import BlockStarted, ModelChunk, ModelResponse
 from corral.providers import openai_answer
 from corral.providers.openai import OpenAIProvider
 from tests.unit.openai_server import (

@@ -18,7 +18,15 @@ from corral.domain.content import (
     ToolUseBlock,
     UrlSource,
 )
-from corral.interfaces import BlockStarted, ModelRequest, ModelResponse, ModelUsage, PromptMessage, TextDelta, ToolSpec
+from corral.domain.inference import (
+    BlockStarted,
+    ModelRequest,
+    ModelResponse,
+    ModelUsage,
+    PromptMessage,
+    TextDelta,
+    ToolSpec,
+)
 from corral.providers.openai import OpenAIProvider
 from corral.providers.openai_responses import encode_responses
 from tests.unit.openai_server import (

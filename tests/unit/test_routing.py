@@ -7,8 +7,8 @@ import pytest
 from corral.app import make_provider
 from corral.config import ModelRoute, load
 from corral.domain.content import TextBlock
+from corral.domain.inference import ModelRequest, ModelResponse, PromptMessage
 from corral.errors import MachineUnfit, ProviderRefused
-from corral.interfaces import ModelRequest, ModelResponse, PromptMessage
 from corral.providers.routing import RoutedProvider, default_routes
 from corral.providers.scripted import ScriptedProvider
 

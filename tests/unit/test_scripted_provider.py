@@ -9,6 +9,15 @@ import msgspec
 import pytest
 
 from corral.domain.content import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
+from corral.domain.inference import (
+    BlockStarted,
+    ModelChunk,
+    ModelRequest,
+    ModelResponse,
+    PromptMessage,
+    TextDelta,
+    ToolSpec,
+)
 from corral.errors import (
     ContextOverflow,
     ProviderBilling,
@@ -18,7 +27,6 @@ from corral.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from corral.interfaces import BlockStarted, ModelChunk, ModelRequest, ModelResponse, PromptMessage, TextDelta, ToolSpec
 from corral.providers.scripted import ScriptedProvider
 
 pytestmark = pytest.mark.anyio

@@ -21,8 +21,8 @@ from corral.api.periods import Moment
 from corral.domain import agent as rules
 from corral.domain.agent import Agent, AgentCreate, AgentUpdate
 from corral.domain.ids import new_id
+from corral.domain.query import Record, RecordsQuery
 from corral.errors import Conflict, NotFound
-from corral.interfaces import Record, RecordsQuery
 
 KIND = "agent"
 VERSION_KIND = "agent_version"

@@ -17,12 +17,11 @@ from corral.api.call import Call
 from corral.api.dependencies import Services
 from corral.api.pages import Page
 from corral.domain import environment as rules
-from corral.domain.environment import Environment, EnvironmentCreate, EnvironmentUpdate
+from corral.domain.environment import ENVIRONMENT_KIND, Environment, EnvironmentCreate, EnvironmentUpdate
 from corral.domain.ids import new_id
+from corral.domain.query import Record, RecordsQuery
 from corral.errors import Conflict, NotFound
-from corral.interfaces import Record, RecordsQuery
 
-KIND = "environment"
 ATTEMPTS_MAX = 8
 
 
@@ -81,7 +80,7 @@ async def archive(call: Call) -> Environment:
 async def delete(call: Call) -> EnvironmentDeleted:
     """`DELETE /v1/environments/{environment_id}`."""
     environment = await find(call.services, call.workspace_id, call.path["environment_id"])
-    await call.services.records.delete(KIND, environment.id, call.workspace_id)
+    await call.services.records.delete(ENVIRONMENT_KIND, environment.id, call.workspace_id)
     return EnvironmentDeleted(id=environment.id)
 
 
@@ -89,10 +88,10 @@ async def list_(call: Call) -> Page[Environment]:
     """`GET /v1/environments`."""
     query = call.query(ListQuery)
     binding = pages.binding_of(query)
-    cursor = pages.decode(query.page, KIND, binding)
+    cursor = pages.decode(query.page, ENVIRONMENT_KIND, binding)
     records = await call.services.records.page(
         RecordsQuery(
-            kind=KIND,
+            kind=ENVIRONMENT_KIND,
             workspace_id=call.workspace_id,
             limit=query.limit + 1,
             beyond=pages.beyond(cursor),
@@ -100,7 +99,7 @@ async def list_(call: Call) -> Page[Environment]:
         )
     )
     data = tuple(_environment(record) for record in records[: query.limit])
-    return Page(data=data, next_page=pages.next_page(records, query.limit, KIND, binding))
+    return Page(data=data, next_page=pages.next_page(records, query.limit, ENVIRONMENT_KIND, binding))
 
 
 async def find(services: Services, workspace_id: str, environment_id: str) -> Environment:
@@ -110,14 +109,14 @@ async def find(services: Services, workspace_id: str, environment_id: str) -> En
 
 async def _record(services: Services, workspace_id: str, environment_id: str) -> Record:
     try:
-        return await services.records.get(KIND, environment_id, workspace_id)
+        return await services.records.get(ENVIRONMENT_KIND, environment_id, workspace_id)
     except NotFound as error:
         raise NotFound(f"Environment {environment_id} was not found.", error_code="environment_not_found") from error
 
 
 async def _put(call: Call, environment: Environment, *, revision: int) -> None:
     record = Record(
-        kind=KIND,
+        kind=ENVIRONMENT_KIND,
         id=environment.id,
         workspace_id=call.workspace_id,
         created_at=environment.created_at,

@@ -18,8 +18,9 @@ from corral.api.pages import Cursor, Page
 from corral.api.periods import Moment
 from corral.domain import event as ev
 from corral.domain import intake
+from corral.domain.query import EventsQuery, LoggedEvent
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Committed, Decision, EventsQuery, LoggedEvent
+from corral.interfaces import Committed, Decision
 
 KIND = "events"
 

@@ -14,8 +14,8 @@ import msgspec
 
 from corral.api.dependencies import Services
 from corral.domain.file import FILE_KIND, File
+from corral.domain.query import Record, RecordsQuery
 from corral.errors import NotFound
-from corral.interfaces import Record, RecordsQuery
 
 KIND = FILE_KIND
 REFERENCE_KIND = "blob_reference"

@@ -26,8 +26,8 @@ from corral.api.pages import Cursor
 from corral.domain import file as rules
 from corral.domain.file import File, FileMetadata
 from corral.domain.ids import new_id
+from corral.domain.query import Record, RecordsQuery
 from corral.errors import Invalid, NotFound
-from corral.interfaces import Record, RecordsQuery
 
 IDS_MAX = 100
 LIMIT = 20

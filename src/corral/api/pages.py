@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from corral.domain.query import Record
 from corral.errors import Invalid
-from corral.interfaces import Record
 
 T = TypeVar("T")
 

@@ -26,11 +26,12 @@ from corral.domain import metadata as metadata_rules
 from corral.domain.agent import AgentReference, AgentWithOverrides, SessionAgent
 from corral.domain.environment import Packages
 from corral.domain.ids import new_id
+from corral.domain.query import SessionsQuery
 from corral.domain.resource import ResourceParams
 from corral.domain.session import INITIAL_EVENTS_MAX, Session, SessionState, SessionView, Status, view
 from corral.domain.usage import BudgetLimit
 from corral.errors import CorralError, Invalid, NotFound
-from corral.interfaces import Decision, SessionsQuery, Snapshot
+from corral.interfaces import Decision, Snapshot
 
 KIND = "sessions"
 ENVIRONMENT_ID_CHARACTERS_MAX = 128

@@ -22,8 +22,9 @@ from corral.app import Corral, model_routes, open_corral
 from corral.config import Settings
 from corral.domain.api_key import DEFAULT_WORKSPACE
 from corral.domain.content import TextBlock
+from corral.domain.query import SessionsQuery
 from corral.errors import MachineUnfit
-from corral.interfaces import SandboxCall, SessionsQuery
+from corral.interfaces import SandboxCall
 from corral.serving import bind, serving
 
 FILE = "fibonacci.txt"

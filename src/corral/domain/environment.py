@@ -17,6 +17,8 @@ from corral.domain.agent import check_length
 from corral.domain.toolset import Wire
 from corral.errors import Invalid
 
+ENVIRONMENT_KIND = "environment"
+"""Kind of their records."""
 NAME_CHARACTERS_MAX = 256
 DESCRIPTION_CHARACTERS_MAX = 2_048
 HOSTS_MAX = 256
@@ -84,6 +86,19 @@ class Cloud(Wire, frozen=True, kw_only=True, tag_field="type", tag="cloud"):
 
     networking: Unrestricted | Limited = Unrestricted()
     packages: Packages = Packages()
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session's sandbox is made by: the environment's config, with what of the session's agent concerns it."""
+
+    networking: Unrestricted | Limited = Unrestricted()
+    packages: Packages = Packages()
+    mcp_hosts: tuple[str, ...] = ()
+    """Of the agent's MCP servers, as `host` or `host:port`; reachable where `networking` allows MCP servers."""
+
+
+SEALED = Recipe(networking=Limited())
+"""The base alone, and no way out."""
 
 
 class SelfHosted(Wire, frozen=True, kw_only=True, tag_field="type", tag="self_hosted"):

@@ -17,13 +17,13 @@ from corral.domain import event as ev
 from corral.domain import turn
 from corral.domain.content import AssistantBlock, RedactedThinkingBlock, TextBlock, ThinkingBlock, ToolUseBlock
 from corral.domain.ids import new_id
+from corral.domain.inference import ModelResponse, ModelUsage
 from corral.domain.lifecycle import Append, Change
 from corral.domain.model import ListPrice
 from corral.domain.session import Session, SessionState
 from corral.domain.usage import RequestTokens, prompt_tokens, token_cost_microdollars
 from corral.harness.draft import Draft
 from corral.harness.permissions import Verdict
-from corral.interfaces import ModelResponse, ModelUsage
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -14,6 +14,15 @@ import msgspec
 from corral.domain import event as ev
 from corral.domain.agent import DEFAULT_EFFORT
 from corral.domain.content import ToolUseBlock
+from corral.domain.inference import (
+    BlockStarted,
+    ModelChunk,
+    ModelRequest,
+    ModelResponse,
+    ModelUsage,
+    PromptMessage,
+    TextDelta,
+)
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import CustomTool
 from corral.errors import ProviderError, ProviderUnreachable
@@ -24,15 +33,6 @@ from corral.harness.judge import judge
 from corral.harness.parts import Parts
 from corral.harness.permissions import Verdict, evaluate
 from corral.harness.prompt import sandbox_tools, system_text, tool_specs
-from corral.interfaces import (
-    BlockStarted,
-    ModelChunk,
-    ModelRequest,
-    ModelResponse,
-    ModelUsage,
-    PromptMessage,
-    TextDelta,
-)
 
 
 async def ask(parts: Parts, session: Session, state: SessionState, context: Context) -> answers.Answer | ProviderError:

@@ -26,8 +26,9 @@ from corral.domain.content import (
     ToolResultBlock,
 )
 from corral.domain.file import DOCUMENT_BYTES_MAX, FILE_KIND, PDF_MIME_TYPE, File
+from corral.domain.inference import PromptMessage
 from corral.errors import NotFound
-from corral.interfaces import Blobs, Clock, PromptMessage, Records
+from corral.interfaces import Blobs, Clock, Records
 
 Attached: TypeAlias = ImageBlock | DocumentBlock
 Source: TypeAlias = Base64Source | PlainTextSource

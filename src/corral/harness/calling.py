@@ -14,11 +14,13 @@ import structlog
 
 from corral.domain import event as ev
 from corral.domain.content import ResultBlock, TextBlock
+from corral.domain.environment import SEALED
 from corral.domain.ids import new_id
 from corral.domain.session import Session
 from corral.errors import Invalid, SandboxError
 from corral.harness.context import OpenCall
 from corral.harness.parts import Parts
+from corral.harness.recipe import recipe
 from corral.interfaces import Sandbox
 
 log = structlog.get_logger(__name__)
@@ -32,6 +34,7 @@ class Caller:
         self._session = session
         """The session as it is now: its resources may change between two calls."""
         self._sandbox: Sandbox | None = None
+        self._recipe = SEALED
         self._opening = anyio.Lock()
 
     async def warm(self) -> None:
@@ -60,7 +63,9 @@ class Caller:
         async with self._opening:
             # Always through the backend: it knows when a sandbox has died and must be made anew.
             session = self._session()
-            self._sandbox = await self._parts.sandboxes.open(session.id)
+            if self._sandbox is None:
+                self._recipe = await recipe(self._parts.records, session)
+            self._sandbox = await self._parts.sandboxes.open(session.id, self._recipe)
             mounts = [each.mount() for each in session.resources]
             await self._parts.sandboxes.mount(session.id, mounts, self._parts.blobs)
             return self._sandbox

@@ -26,6 +26,7 @@ from corral.domain.content import (
     ToolUseBlock,
 )
 from corral.domain.ids import new_id
+from corral.domain.inference import ModelRequest, ModelResponse, PromptMessage
 from corral.domain.lifecycle import Append, Change
 from corral.domain.session import Session
 from corral.domain.usage import RequestTokens
@@ -33,7 +34,6 @@ from corral.errors import ProviderError, ProviderUnreachable
 from corral.harness.answer import cost, span_usage
 from corral.harness.context import Condensed, Context
 from corral.harness.parts import Parts
-from corral.interfaces import ModelRequest, ModelResponse, PromptMessage
 
 COMPACTION_SYSTEM = (
     "Summarise the transcript of an AI agent's session so that the agent can go on without it. Keep the task and every "

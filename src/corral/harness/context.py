@@ -25,7 +25,8 @@ from corral.domain.content import (
     TextBlock,
     ToolResultBlock,
 )
-from corral.interfaces import LoggedEvent, PromptMessage
+from corral.domain.inference import PromptMessage
+from corral.domain.query import LoggedEvent
 
 SUMMARY_FOLLOWS = "[The conversation so far was condensed. Its summary:]\n"
 

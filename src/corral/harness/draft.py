@@ -11,8 +11,9 @@ import msgspec
 
 from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
+from corral.domain.inference import BlockStarted, TextDelta
 from corral.domain.preview import ContentDelta, DeltaType, EventDelta, EventStart, Preview, PreviewedEvent
-from corral.interfaces import BlockStarted, Bus, Frame, TextDelta
+from corral.interfaces import Bus, Frame
 
 _ENCODER = msgspec.json.Encoder()
 

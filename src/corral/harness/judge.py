@@ -17,8 +17,9 @@ import msgspec
 from corral.domain import event as ev
 from corral.domain.agent import SessionAgent
 from corral.domain.content import TextBlock, ToolUseBlock
+from corral.domain.inference import ModelRequest, ModelResponse, ModelUsage, PromptMessage
 from corral.errors import ProviderError
-from corral.interfaces import ModelRequest, ModelResponse, ModelUsage, PromptMessage, Provider
+from corral.interfaces import Provider
 
 JUDGE_SYSTEM = (
     "You judge one tool call of an AI agent before it runs. Answer with one word: ALLOW if it serves what the user "

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 
 from corral.domain import turn
 from corral.domain.lifecycle import Append, Change
+from corral.domain.query import EventsQuery, LoggedEvent
 from corral.domain.session import PendingCall, Session, SessionState
 from corral.errors import ContextOverflow, ProviderError
 from corral.harness.answer import commit_answer
@@ -29,7 +30,7 @@ from corral.harness.failure import backoff_seconds, error_object
 from corral.harness.interruption import unless
 from corral.harness.parts import Parts
 from corral.harness.prompt import sandbox_tools
-from corral.interfaces import Claim, Decide, EventsQuery, LoggedEvent, Signal, Step
+from corral.interfaces import Claim, Decide, Signal, Step
 
 T = TypeVar("T")
 PAGE_EVENTS = 1_000

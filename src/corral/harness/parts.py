@@ -8,13 +8,14 @@ from typing import NamedTuple
 from corral.config import HarnessSettings
 from corral.domain.model import ListPrice
 from corral.harness.attachments import Attachments
-from corral.interfaces import Blobs, Bus, Clock, EventLog, Provider, Sandboxes, Tool
+from corral.interfaces import Blobs, Bus, Clock, EventLog, Provider, Records, Sandboxes, Tool
 
 
 class Parts(NamedTuple):
     """The seams and limits of one harness."""
 
     log: EventLog
+    records: Records
     bus: Bus
     provider: Provider
     sandboxes: Sandboxes

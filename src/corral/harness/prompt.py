@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from corral.domain.agent import SessionAgent
 from corral.domain.content import JsonObject
+from corral.domain.inference import ToolSpec
 from corral.domain.toolset import CustomTool, resolve
-from corral.interfaces import Tool, ToolSpec
+from corral.interfaces import Tool
 
 SANDBOX_NOTE = (
     "Your tools work in a Linux sandbox of this session, in /workspace. It has no network access. "

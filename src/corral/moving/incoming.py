@@ -17,15 +17,16 @@ from typing import NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from corral.api import agents, environments
+from corral.api import agents
 from corral.domain import agent as agent_rules
 from corral.domain import environment as environment_rules
 from corral.domain.agent import Agent
-from corral.domain.environment import Environment
+from corral.domain.environment import ENVIRONMENT_KIND, Environment
+from corral.domain.query import Record
 from corral.domain.restored import History, RestoredEvent, check_id
 from corral.domain.session import Session, SessionState, SessionView, view
 from corral.errors import Conflict, Invalid
-from corral.interfaces import Archive, Clock, Record, Restored
+from corral.interfaces import Archive, Clock, Restored
 from corral.moving.lines import Ahead, At, Line, check_kept, exactly, read
 
 
@@ -128,7 +129,7 @@ class Import:
         check_id("id", environment.id)
         environment_rules.check(environment)
         return Record(
-            kind=environments.KIND,
+            kind=ENVIRONMENT_KIND,
             id=environment.id,
             workspace_id=self._workspace_id,
             created_at=environment.created_at,

@@ -10,20 +10,12 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from corral.api import agents, environments
+from corral.api import agents
 from corral.domain.agent import Agent
+from corral.domain.environment import ENVIRONMENT_KIND
+from corral.domain.query import EventsQuery, Record, RecordsQuery, SessionsQuery
 from corral.domain.session import view
-from corral.interfaces import (
-    Archive,
-    Clock,
-    EventLog,
-    EventsQuery,
-    Record,
-    Records,
-    RecordsQuery,
-    SessionsQuery,
-    Snapshot,
-)
+from corral.interfaces import Archive, Clock, EventLog, Records, Snapshot
 
 PAGE = 100
 EVENTS_PAGE = 1_000
@@ -44,7 +36,7 @@ class Source:
         """Every object of the workspace as a line; of all workspaces, each under a line that names it."""
         for each in [workspace_id] if workspace_id else await self._archive.workspaces():
             yield _line({"type": "workspace", "id": each})
-            async for record in self._all_records(environments.KIND, each):
+            async for record in self._all_records(ENVIRONMENT_KIND, each):
                 yield record.body + b"\n"
             async for record in self._all_records(agents.KIND, each):
                 latest = msgspec.json.decode(record.body, type=Agent)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 
+from corral.domain.inference import ModelChunk, ModelRequest
 from corral.errors import MachineUnfit
-from corral.interfaces import ModelChunk, ModelRequest
 from corral.providers.messages_request import WireRequest, encode_request
 from corral.providers.messages_wire import MessagesClient
 

@@ -32,8 +32,8 @@ from corral.domain.content import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from corral.domain.inference import ModelChunk, ModelRequest, PromptMessage, ToolSpec
 from corral.errors import MachineUnfit, ProviderRefused
-from corral.interfaces import ModelChunk, ModelRequest, PromptMessage, ToolSpec
 from corral.providers.local_file import model_file
 from corral.providers.local_gguf import chat_template
 from corral.providers.local_server import ServerOrder

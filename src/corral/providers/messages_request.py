@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from corral.domain.content import PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock
-from corral.interfaces import ModelRequest, PromptMessage
+from corral.domain.inference import ModelRequest, PromptMessage
 from corral.providers.messages_cache import with_breakpoints
 
 

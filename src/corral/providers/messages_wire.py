@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from corral.domain.inference import ModelChunk
 from corral.errors import ProviderUnreachable
-from corral.interfaces import ModelChunk
 from corral.providers.messages_answer import Answer
 from corral.providers.messages_body import instead_of_events
 from corral.providers.messages_errors import clean, http_error, stream_error, unreachable

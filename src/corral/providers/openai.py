@@ -18,8 +18,8 @@ import anyio
 import anyio.to_thread
 
 from corral.config import OpenAIWire
+from corral.domain.inference import ModelChunk, ModelRequest
 from corral.errors import MachineUnfit, ProviderUnreachable
-from corral.interfaces import ModelChunk, ModelRequest
 from corral.providers.messages_body import instead_of_events
 from corral.providers.messages_errors import clean, unreachable
 from corral.providers.openai_answer import Answer, ServerFault

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from corral.domain.content import AssistantBlock, JsonObject, TextBlock, ThinkingBlock, ToolUseBlock
+from corral.domain.inference import BlockStarted, ModelChunk, ModelResponse, ModelUsage, TextDelta
 from corral.errors import ProviderUnreachable
-from corral.interfaces import BlockStarted, ModelChunk, ModelResponse, ModelUsage, TextDelta
 
 ANSWER_CHARS_MAX = 16 * 1024 * 1024
 """An answer longer than this is a fault of the server, not an answer."""

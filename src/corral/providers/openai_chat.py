@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from corral.domain.content import PromptBlock, ToolResultBlock, ToolUseBlock
-from corral.interfaces import ModelRequest, PromptMessage, ToolSpec
+from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
 from corral.providers.openai_content import (
     FilePart,
     ImagePart,

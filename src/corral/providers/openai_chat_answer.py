@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import msgspec
 
-from corral.interfaces import ModelChunk
+from corral.domain.inference import ModelChunk
 from corral.providers.openai_answer import Answer, OpenBlock, ServerFault, argument_text
 
 

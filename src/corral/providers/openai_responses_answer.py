@@ -11,7 +11,7 @@ from collections.abc import Generator, Hashable
 
 import msgspec
 
-from corral.interfaces import ModelChunk
+from corral.domain.inference import ModelChunk
 from corral.providers.openai_answer import Answer, OpenBlock, ServerFault, argument_text
 
 

@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from corral.config import ModelRoute
+from corral.domain.inference import ModelChunk, ModelRequest
 from corral.errors import MachineUnfit, ProviderRefused
-from corral.interfaces import ModelChunk, ModelRequest, Provider
+from corral.interfaces import Provider
 
 
 def default_routes(*, anthropic: bool, openai: bool = False, openai_model: str | None = None) -> tuple[ModelRoute, ...]:

@@ -37,6 +37,15 @@ import anyio.lowlevel
 import msgspec
 
 from corral.domain.content import AssistantBlock, TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
+from corral.domain.inference import (
+    BlockStarted,
+    ModelChunk,
+    ModelRequest,
+    ModelResponse,
+    ModelUsage,
+    PromptMessage,
+    TextDelta,
+)
 from corral.errors import (
     ContextOverflow,
     ProviderBilling,
@@ -45,15 +54,6 @@ from corral.errors import (
     ProviderRateLimited,
     ProviderRefused,
     ProviderUnreachable,
-)
-from corral.interfaces import (
-    BlockStarted,
-    ModelChunk,
-    ModelRequest,
-    ModelResponse,
-    ModelUsage,
-    PromptMessage,
-    TextDelta,
 )
 
 FENCE = "```script"

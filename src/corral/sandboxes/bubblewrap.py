@@ -25,6 +25,7 @@ from typing import IO
 import msgspec
 
 from corral.config import SandboxSettings
+from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Fact
 from corral.sandboxes import programs, seccomp
@@ -93,7 +94,7 @@ class BubblewrapSandboxes(LocalSandboxes):
         base = programs.stage(self._root, "base", base_parts(python))
         return Programs(bwrap, daemon, python, base, rg)
 
-    def launch(self, directory: SessionDirectory, listener: int) -> Launched:
+    def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""
         assert self._programs is not None, "prepare() comes first"
         command = self.daemon_command(

@@ -24,6 +24,7 @@ import msgspec
 import structlog
 
 from corral.config import SandboxSettings
+from corral.domain.environment import SEALED, Recipe
 from corral.domain.file import Mount, Output
 from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
 from corral.interfaces import Blobs, Fact, Sandbox
@@ -96,7 +97,7 @@ class LocalSandboxes(ABC):
         """Check the machine and put programs in place; raise `MachineUnfit`. Blocking."""
 
     @abstractmethod
-    def launch(self, directory: SessionDirectory, listener: int) -> Launched:
+    def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """Start a daemon that outlives this process. `listener` is to be inherited. Blocking."""
 
     def kill(self, directory: SessionDirectory) -> None:
@@ -114,7 +115,7 @@ class LocalSandboxes(ABC):
                 await anyio.to_thread.run_sync(self.prepare)
                 self._started = True
 
-    async def open(self, session_id: str) -> Sandbox:
+    async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
         """See `Sandboxes.open`. Cheap when the sandbox runs, so it may be called before every use."""
         connection = self._running(session_id)
         if connection is not None:
@@ -124,7 +125,7 @@ class LocalSandboxes(ABC):
             if connection is None:
                 # Not left half-way when the caller is cancelled; `start_seconds_max` bounds it.
                 with anyio.CancelScope(shield=True):
-                    connection = await self._open(SessionDirectory(self._root, session_id), session_id)
+                    connection = await self._open(SessionDirectory(self._root, session_id), session_id, recipe)
             assert connection is not None, "a scope that is never cancelled swallows nothing"
             return connection
 
@@ -136,12 +137,12 @@ class LocalSandboxes(ABC):
         connection.touch()
         return connection
 
-    async def _open(self, directory: SessionDirectory, session_id: str) -> Connection:
+    async def _open(self, directory: SessionDirectory, session_id: str, recipe: Recipe) -> Connection:
         try:
             await self.start()
             lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
             try:
-                connection = await self._find(directory) or await self._launch(directory, session_id)
+                connection = await self._find(directory) or await self._launch(directory, session_id, recipe)
                 self._connections[session_id] = connection
                 return connection
             finally:
@@ -162,9 +163,9 @@ class LocalSandboxes(ABC):
         await anyio.to_thread.run_sync(self.kill, directory)
         return None
 
-    async def _launch(self, directory: SessionDirectory, session_id: str) -> Connection:
+    async def _launch(self, directory: SessionDirectory, session_id: str, recipe: Recipe) -> Connection:
         await self._reap(session_id)
-        launched = await anyio.to_thread.run_sync(self._launch_recorded, directory)
+        launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
         self._children[session_id] = _Child(launched.process)
         record = await anyio.to_thread.run_sync(directory.record)
         hello = await greet(directory.socket, self._settings)
@@ -174,11 +175,11 @@ class LocalSandboxes(ABC):
             raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
         return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
 
-    def _launch_recorded(self, directory: SessionDirectory) -> Launched:
+    def _launch_recorded(self, directory: SessionDirectory, recipe: Recipe) -> Launched:
         directory.make(uid_first=self._settings.uid_first, uid_count=self._settings.uid_count)
         listener = _listen(directory)
         try:
-            launched = self.launch(directory, listener.fileno())
+            launched = self.launch(directory, listener.fileno(), recipe)
         finally:
             listener.close()
         try:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corral.config import SandboxSettings
+from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit
 from corral.interfaces import Fact
 from corral.sandboxes import programs
@@ -60,7 +61,7 @@ class ProcessSandboxes(LocalSandboxes):
     def _bin(self) -> Path:
         return self._root / "programs" / "bin"
 
-    def launch(self, directory: SessionDirectory, listener: int) -> Launched:
+    def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""
         assert self._daemon is not None, "prepare() comes first"
         workspace = str(directory.files / "workspace")

@@ -16,24 +16,10 @@ from typing import TypeVar
 
 import anyio.lowlevel
 
+from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
-from corral.interfaces import (
-    Bus,
-    Claim,
-    Clock,
-    Committed,
-    Decide,
-    EventsQuery,
-    Frame,
-    LoggedEvent,
-    Record,
-    RecordsQuery,
-    Restored,
-    SessionsQuery,
-    Snapshot,
-    nothing,
-)
+from corral.interfaces import Bus, Claim, Clock, Committed, Decide, Frame, Restored, Snapshot, nothing
 from corral.storage.frames import EventRow, deleted_frame, logged
 from corral.storage.transaction import (
     Outcome,

@@ -15,22 +15,9 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.session import Session, SessionState
-from corral.interfaces import (
-    Bus,
-    Claim,
-    Clock,
-    Committed,
-    Decide,
-    EventsQuery,
-    LoggedEvent,
-    Record,
-    RecordsQuery,
-    Restored,
-    SessionsQuery,
-    Snapshot,
-    nothing,
-)
+from corral.interfaces import Bus, Claim, Clock, Committed, Decide, Restored, Snapshot, nothing
 from corral.storage import sqlite_reads as reads
 from corral.storage.sqlite_file import Lock, open_exclusive, open_shared, path_of
 from corral.storage.sqlite_writer import Writer

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
+from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
-from corral.interfaces import Claim, Committed, Decide, Frame, Record, Restored
+from corral.interfaces import Claim, Committed, Decide, Frame, Restored
 from corral.storage.frames import deleted_frame, encode
 from corral.storage.sqlite_restore import Restoring
 from corral.storage.sqlite_rows import (

@@ -16,8 +16,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.errors import NotFound, Unavailable
-from corral.interfaces import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery, Snapshot
+from corral.interfaces import Snapshot
 from corral.storage.frames import logged
 from corral.storage.sqlite_file import connect_reader
 from corral.storage.sqlite_rows import (

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, zip_longest
 
+from corral.domain.query import Record
 from corral.domain.session import SessionState
-from corral.interfaces import Record, Restored
+from corral.interfaces import Restored
 from corral.storage.frames import EventRow, encode
 from corral.storage.sqlite_rows import (
     INTEGER_MAX,

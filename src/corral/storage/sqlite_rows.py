@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Record
 from corral.storage.frames import EventRow, encode
 from corral.storage.named_sql import read_queries
 from corral.storage.sqlite_file import QUERIES

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import msgspec
 
 from corral.domain.lifecycle import Row, commit
+from corral.domain.query import Record
 from corral.domain.session import Session, SessionState, view
 from corral.errors import Conflict, NotFound, StaleEpoch
-from corral.interfaces import Committed, Decide, Frame, Record
+from corral.interfaces import Committed, Decide, Frame
 from corral.storage.frames import EventRow, frame_of, read_event, row_of
 
 
