@@ -60,6 +60,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     ),
     "F019": Requirement("write and edit semantics (unique match)", "tools: runtime"),
     "F020": Requirement("glob and grep", "tools: runtime"),
+    "F024": Requirement("Oversize output spill to file (100k chars)", "tools: runtime"),
     "F025": Requirement("Disabled tool call denied without evaluation", "tools: runtime"),
     "F026": Requirement("always_ask pause and confirm allow/deny", "policy: events"),
     "F027": Requirement("deny_message reaches model; only with deny", "policy: events"),

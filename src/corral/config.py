@@ -62,6 +62,11 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     attachments_cached_bytes_max: int = 64 * 1024 * 1024
     """Files that messages refer to, kept in memory in the form that models take."""
     tool_calls_parallel_max: int = 16
+    tool_result_characters_max: int = 100_000
+    """Text of one tool result; a longer one goes to a file in the sandbox, with a preview in its place."""
+    tool_result_preview_characters: Annotated[int, msgspec.Meta(ge=0)] = 4_000
+    tool_result_file_characters_max: int = 4 * 1024 * 1024
+    """What such a file holds at most. It travels to the sandbox as one message of `sandbox.reply_bytes_max` bytes."""
     compact_above: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
     """Share of the model's window that a conversation may fill before it is condensed."""
     compact_keeps: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.2

@@ -40,13 +40,15 @@ pytestmark = pytest.mark.anyio
 
 WRITES_MAX = 40
 STEP_SECONDS_MAX = 60
+LONG = "echo third >> ran; head -c 101000 /dev/zero | tr '\\0' y"
+"""Its result is too long for the log and goes to a file."""
 SCRIPT: list[object] = [
     [
         {"say": "Two at once."},
         {"tool": "bash", "input": {"command": "echo first >> ran"}},
         {"tool": "bash", "input": {"command": "echo second >> ran"}},
     ],
-    {"fail": "overloaded", "attempts": 1, "tool": "bash", "input": {"command": "echo third >> ran"}},
+    {"fail": "overloaded", "attempts": 1, "tool": "bash", "input": {"command": LONG}},
     {"tool": "weather", "input": {}},
     {"say": "Done."},
 ]
@@ -229,5 +231,9 @@ async def check(world: World) -> None:
     starts = [event.id for event in events if isinstance(event, ev.SpanModelRequestStart)]
     ends = [event.model_request_start_id for event in events if isinstance(event, ev.SpanModelRequestEnd)]
     assert sorted(starts) == sorted(ends)
+    (kept,) = world.directory.glob("**/tool_results/*")
+    assert (kept.name, kept.read_text(encoding="utf-8")) == (f"{uses[-1]}.txt", "y" * 101_000)
+    shown = str([event for event in events if isinstance(event, ev.AgentToolResult)][-1].content)
+    assert f"/home/agent/tool_results/{kept.name}" in shown and len(shown) < 6_000
     ran = world.directory.glob("**/ran")
     assert sorted(next(ran).read_text(encoding="utf-8").split()) == ["first", "second", "third"]

@@ -87,3 +87,19 @@ def test_files_are_found_by_name_newest_first_and_by_content(client: Anthropic) 
     assert [line.rsplit("/", 1)[-1] for line in found[0].split()] == ["new.txt", "old.txt"]
     assert "old.txt:1:needle" in matched[0]
     assert (none[1], "no matches" in none[0].lower()) == (False, True)
+
+
+@pytest.mark.requirement("F024")
+def test_a_result_over_a_hundred_thousand_characters_is_a_preview_and_a_file_that_the_agent_can_read(
+    client: Anthropic,
+) -> None:
+    session = new_session(client)
+    long = "for i in $(seq 20000); do echo line $i; done"
+    seen = turn(client, session.id, script(bash(long), {"say": "ok"}))
+    (shown,) = results(seen)
+    (call,) = [event for event in seen if event.type == "agent.tool_use"]
+    path = f"/home/agent/tool_results/{call.id}.txt"
+    assert path in shown and "line 20000" in shown and "[output truncated" in shown and len(shown) < 6_000
+    look = {"tool": "read", "input": {"file_path": path, "view_range": [500, 501]}}
+    counted, lines = results(turn(client, session.id, script(bash(f"wc -c < {path}"), look, {"say": "ok"})))
+    assert int(counted) > 100_000 and lines.count("line ") == 2

@@ -21,6 +21,7 @@ from corral.errors import Invalid, SandboxError
 from corral.harness.context import OpenCall
 from corral.harness.parts import Parts
 from corral.harness.recipe import recipe
+from corral.harness.spilling import fitting
 from corral.interfaces import Sandbox
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,8 @@ class Caller:
             reply = await sandbox.call(msgspec.structs.replace(request, resumed=resumed))
         except (Invalid, SandboxError) as error:
             return _result(call_id, (TextBlock(text=error.message),), is_error=True)
-        return _result(call_id, reply.content, is_error=reply.is_error)
+        content = await fitting(call_id, reply.content, self._parts.settings, self._open)
+        return _result(call_id, content, is_error=reply.is_error)
 
     async def forget(self, call_ids: Sequence[str]) -> None:
         """The results of these calls are in the log."""
