@@ -53,6 +53,8 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     model_attempts_max: int = 4
     backoff_seconds: float = 1.0
     backoff_seconds_max: float = 60.0
+    retry_after_seconds_max: float = 600.0
+    """How long a model server may have us wait before the next attempt."""
     model_idle_seconds_max: float = 600.0
     """A model stream that says nothing for this long is cut."""
     tool_rounds_max: int = 500

@@ -208,6 +208,16 @@ async def test_broken_tool_input_is_empty_and_named(server: Counterpart, client:
     assert response.stop_reason == "max_tokens"
 
 
+@pytest.mark.parametrize("stop", ["max_tokens", "tool_use"])
+async def test_a_call_that_is_cut_before_its_input_is_not_one_without_input(
+    server: Counterpart, client: MessagesClient, stop: str
+) -> None:
+    calls = [start(index, type="tool_use", id=f"id{index}", name="t", input={}) for index in range(2)]
+    server.answers(sse(*calls, delta(1, "input_json_delta", partial_json=""), *end(stop)))
+    response = await response_of(client)
+    assert response.malformed_tool_inputs == (("id1",) if stop == "max_tokens" else ())
+
+
 async def test_calls_with_no_id_or_the_same_id_stay_apart(server: Counterpart, client: MessagesClient) -> None:
     calls = [start(index, type="tool_use", name="t", id=call_id) for index, call_id in enumerate(("a", "a", None))]
     server.answers(sse(*calls, *end("tool_use")))
@@ -543,10 +553,23 @@ def test_what_the_api_refuses_is_left_out() -> None:
     messages = (
         PromptMessage(role="user", content=(TextBlock(text="hi"), TextBlock(text=" \n"))),
         PromptMessage(role="assistant", content=(ThinkingBlock(thinking="unsigned"), TextBlock(text=""))),
+        PromptMessage(
+            role="assistant",
+            content=(
+                ThinkingBlock(thinking="hm", signature="s"),
+                TextBlock(text="yes"),
+                ThinkingBlock(thinking="cut off", signature="s"),
+                RedactedThinkingBlock(data="x"),
+            ),
+        ),
         PromptMessage(role="system", content=(TextBlock(text="From now on be brief."),)),
     )
     assert body_of(msgspec.structs.replace(REQUEST, messages=messages))["messages"] == [
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "yes"}],
+        },
         {"role": "system", "content": [{"type": "text", "text": "From now on be brief."}]},
     ]
 

@@ -180,6 +180,15 @@ async def test_broken_tool_input_is_empty_and_noted(
     assert response.malformed_tool_inputs == ("a",)
 
 
+@pytest.mark.parametrize(("reason", "malformed"), [("length", ("b",)), ("tool_calls", ())])
+async def test_a_call_that_is_cut_before_its_input_is_not_one_without_input(
+    server: Counterpart, provider: OpenAIProvider, reason: str, malformed: tuple[str, ...]
+) -> None:
+    calls = (chat_call(0, "a", name="t", arguments=""), chat_call(1, "b", name="t", arguments=""))
+    server.answers(chat(*calls, chat_chunk(reason)))
+    assert (await response_of(provider)).malformed_tool_inputs == malformed
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 async def test_thinking_is_kept_apart_from_the_text(server: Counterpart, provider: OpenAIProvider, name: str) -> None:
     server.answers(chat(chat_chunk(**{name: "let me"}), chat_chunk(**{name: " see"}), *CHAT_HELLO, chat_chunk("stop")))

@@ -243,7 +243,8 @@ def _fold_request_end(state: SessionState, event: ev.SpanModelRequestEnd, tokens
         )
     if event.is_error:
         return state
-    return msgspec.structs.replace(state, answer_due=False, rounds=state.rounds + 1, attempt=0)
+    paused = tokens is not None and tokens.paused
+    return msgspec.structs.replace(state, answer_due=paused, rounds=state.rounds + 1, attempt=0)
 
 
 def _context_tokens(state: SessionState, event: ev.SpanModelRequestEnd, tokens: RequestTokens) -> int:

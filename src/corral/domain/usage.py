@@ -92,6 +92,8 @@ class RequestTokens(msgspec.Struct, frozen=True, kw_only=True):
     cost_microdollars: int | None = None
     overflowed: bool = False
     """The request was refused because the prompt did not fit."""
+    paused: bool = False
+    """The model stopped in the middle (`pause_turn`) and goes on when it is asked again."""
 
 
 def token_cost_microdollars(tokens: RequestTokens, price: Price) -> int:

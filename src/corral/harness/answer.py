@@ -2,7 +2,7 @@
 
 One answer is one commit: its events, its end with usage and cost, and beside the end the exact blocks for replay, with
 each tool call's id replaced by its event's id so that providers and log speak of the same thing. Calls that cannot run
-(unknown, disabled, denied by the judge, broken JSON) get their error result in the same commit and never pause.
+(unknown, disabled, denied by the judge, broken or cut input) get their error result in the same commit and never pause.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ _ENCODER = msgspec.json.Encoder()
 UNKNOWN_TOOL = "There is no tool named {name}."
 DENIED = "Permission to use {name} has been denied."
 MALFORMED = "The input of this call was not valid JSON. Call the tool again with a complete JSON object."
+CUT = (
+    "Your answer reached its limit of length in the middle of this call, so the call was not run. "
+    "Make it again, shorter or in parts."
+)
 
 
 class Answer(NamedTuple):
     """An answer, ready to be committed."""
 
     events: tuple[ev.AnyEvent, ...]
-    results: tuple[ev.AgentToolResult, ...]
+    results: tuple[ev.AgentToolResult | ev.UserCustomToolResult, ...]
     """Error results of calls that cannot run."""
     replay: bytes | None
     """The exact blocks; None for an empty answer."""
@@ -56,7 +60,7 @@ def read(
 ) -> Answer:
     """Translate a response. `verdicts` holds the permission of each built-in call by the model's id for it."""
     events: list[ev.AnyEvent] = []
-    results: list[ev.AgentToolResult] = []
+    results: list[ev.AgentToolResult | ev.UserCustomToolResult] = []
     replay: list[AssistantBlock] = []
     for index, block in enumerate(response.content):
         match block:
@@ -70,8 +74,10 @@ def read(
             case ToolUseBlock():
                 call_id = draft.id_of(index)
                 replay.append(msgspec.structs.replace(block, id=call_id))
+                unusable = _unusable(block, response)
                 if block.name in custom_tools:
                     events.append(ev.AgentCustomToolUse(id=call_id, name=block.name, input=block.input))
+                    results += _custom_error_result(call_id, unusable)
                     continue
                 verdict = verdicts[block.id]
                 events.append(
@@ -83,15 +89,16 @@ def read(
                         evaluation=verdict.evaluation,
                     )
                 )
-                refused = _refused(block, verdict, block.id in response.malformed_tool_inputs, known_tools)
-                if refused is not None:
-                    results.append(_error_result(call_id, refused))
+                results += _error_result(call_id, _refused(block, verdict, known_tools) or unusable)
     return Answer(
         tuple(events),
         tuple(results),
         _ENCODER.encode(replay) if replay else None,
         response.usage,
-        cost(response.usage, price),
+        # A pause in which nothing was said would be asked about again and again.
+        msgspec.structs.replace(
+            cost(response.usage, price), paused=response.stop_reason == "pause_turn" and bool(replay)
+        ),
         _refusal(response),
     )
 
@@ -138,18 +145,35 @@ def _add_text(events: list[ev.AnyEvent], event_id: str, block: TextBlock) -> Non
         events.append(ev.AgentMessage(id=event_id, content=(block,)))
 
 
-def _refused(block: ToolUseBlock, verdict: Verdict, malformed: bool, known: frozenset[str]) -> str | None:
+def _unusable(block: ToolUseBlock, response: ModelResponse) -> str | None:
+    """What is wrong with the input of a call that must not run, whoever would run it."""
+    if block.id not in response.malformed_tool_inputs:
+        return None
+    return CUT if response.stop_reason == "max_tokens" else MALFORMED
+
+
+def _refused(block: ToolUseBlock, verdict: Verdict, known: frozenset[str]) -> str | None:
     if block.name not in known:
         return UNKNOWN_TOOL.format(name=block.name)
     if verdict.permission == "deny":
         return DENIED.format(name=block.name)
-    if malformed:
-        return MALFORMED
     return None
 
 
-def _error_result(call_id: str, text: str) -> ev.AgentToolResult:
-    return ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call_id, content=(TextBlock(text=text),), is_error=True)
+def _error_result(call_id: str, text: str | None) -> list[ev.AgentToolResult]:
+    """The error result that says this, if there is anything to say."""
+    if text is None:
+        return []
+    content = (TextBlock(text=text),)
+    return [ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call_id, content=content, is_error=True)]
+
+
+def _custom_error_result(call_id: str, text: str | None) -> list[ev.UserCustomToolResult]:
+    """The same in the form that answers a call to the client's tool; the client is never asked."""
+    if text is None:
+        return []
+    content = (TextBlock(text=text),)
+    return [ev.UserCustomToolResult(id=new_id("sevt"), custom_tool_use_id=call_id, content=content, is_error=True)]
 
 
 def _refusal(response: ModelResponse) -> ev.RefusalDetails | None:

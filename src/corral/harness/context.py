@@ -76,7 +76,7 @@ class Context:
             case ev.SpanModelRequestStart():
                 self._take_up_arrivals()
             case ev.SpanModelRequestEnd() if private is not None:
-                self.messages.append(PromptMessage(role="assistant", content=_ANSWER.decode(private)))
+                self._append(PromptMessage(role="assistant", content=_ANSWER.decode(private)))
             case ev.AgentToolUse() | ev.AgentCustomToolUse():
                 self.open_calls[event.id] = OpenCall(event.name, event.input)
             case ev.AgentToolResult():
@@ -109,10 +109,10 @@ class Context:
         self._append(PromptMessage(role="user", content=(block,)))
 
     def _append(self, message: PromptMessage) -> None:
-        """Neighbouring messages of one role become one, as the Messages API wants it."""
+        """Neighbouring messages of one role become one, as the Messages API wants it: of a model, after a pause."""
         last = self.messages[-1] if self.messages else None
-        if last is not None and last.role == message.role == "user":
-            self.messages[-1] = PromptMessage(role="user", content=(*last.content, *message.content))
+        if last is not None and last.role == message.role != "system":
+            self.messages[-1] = PromptMessage(role=message.role, content=(*last.content, *message.content))
         else:
             self.messages.append(message)
 

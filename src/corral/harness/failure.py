@@ -31,10 +31,10 @@ def error_object(error: ProviderError, *, attempt: int, settings: HarnessSetting
 
 
 def backoff_seconds(attempt: int, retry_after_seconds: float | None, settings: HarnessSettings) -> float:
-    """How long to wait after `attempt` failures: doubling, with jitter, and never less than the server asked for."""
+    """How long to wait after `attempt` failures: doubling, with jitter, or as long as the server asks."""
     doubled = settings.backoff_seconds * 2 ** max(0, attempt - 1)
     jittered = min(doubled, settings.backoff_seconds_max) * random.uniform(0.5, 1.0)  # not a secret
-    return min(max(jittered, retry_after_seconds or 0.0), settings.backoff_seconds_max)
+    return max(jittered, min(retry_after_seconds or 0.0, settings.retry_after_seconds_max))
 
 
 def abandon(session: Session, state: SessionState, now: datetime) -> Decision:

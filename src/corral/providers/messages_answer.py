@@ -236,9 +236,14 @@ class Answer:
             case "tool_use":
                 call_id = self._call_id(block)
                 arguments = _arguments(text, block.start.input)
-                if arguments is None:
+                if arguments is None or self._cut(block, text):
                     malformed.append(call_id)
                 return ToolUseBlock(id=call_id, name=block.start.name or "", input=arguments or {})
+
+    def _cut(self, block: _OpenBlock, text: str) -> bool:
+        """Whether the answer ended before the call's input began, which looks like a call that needs none."""
+        last = block.position == len(self._blocks) - 1
+        return last and self._reason() == "max_tokens" and not text.strip() and not block.start.input
 
     def _call_id(self, block: _OpenBlock) -> str:
         """The model's id, made unique: a server that numbers badly must not make two calls one."""

@@ -1,7 +1,7 @@
 """A `ModelRequest` as the body of a Messages API request.
 
 The same request always gives the same bytes, so that servers can cache prompts by prefix. What the API refuses is
-left out here: empty text, messages without content, thinking that carries no signature.
+left out here: empty text, messages without content, thinking that carries no signature or that ends a message.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import msgspec
 from corral.domain.content import PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock
 from corral.domain.inference import ModelRequest, PromptMessage
 from corral.providers.messages_cache import with_breakpoints
+
+THINKING = frozenset({"thinking", "redacted_thinking"})
 
 
 class WireRequest(NamedTuple):
@@ -43,7 +45,10 @@ def encode_request(request: ModelRequest, *, extras: Mapping[str, object] | None
 
 
 def _message(message: PromptMessage) -> dict[str, object]:
-    return {"role": message.role, "content": list(_blocks(message.content))}
+    content = list(_blocks(message.content))
+    while message.role == "assistant" and content and content[-1]["type"] in THINKING:
+        content.pop()  # an answer that was cut off while the model thought
+    return {"role": message.role, "content": content}
 
 
 def _blocks(content: Iterable[PromptBlock]) -> Iterable[dict[str, object]]:

@@ -132,7 +132,9 @@ class Answer:
             case "tool_use":
                 call_id = self._call_id(block)
                 arguments = _arguments(text)
-                if arguments is None:
+                # Cut off before its input began, a call looks like one that needs none.
+                cut = block is self._blocks[-1] and self.stop_reason == "max_tokens" and not text.strip()
+                if arguments is None or cut:
                     malformed.append(call_id)
                 return ToolUseBlock(id=call_id, name=block.name, input=arguments or {})
 
