@@ -23,7 +23,7 @@ SOURCE = ROOT / "src" / "corral"
 # ------------------------------------------------------------------------------------------------- the rules
 
 BELOW = frozenset({"errors", "domain", "interfaces"})
-MIDDLE = frozenset({"harness", "engines", "tools", "mcp", "providers", "sandboxes", "storage", "api"})
+MIDDLE = frozenset({"harness", "engines", "tools", "mcp", "providers", "sandboxes", "storage", "vaults", "api"})
 
 ARROWS: dict[str, frozenset[str]] = {
     "__init__": frozenset(),
@@ -39,7 +39,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "keys": BELOW,
     "serving": frozenset({"errors", "app"}),
     "moving": BELOW | {"api"},
-    "commands": BELOW | {"config", "conformance", "app", "keys", "moving", "serving"},
+    "commands": BELOW | {"config", "conformance", "app", "keys", "moving", "serving", "vaults"},
     "cli": BELOW | {"config", "conformance", "app", "commands", "serving"},
     "__main__": frozenset({"cli"}),
 }
@@ -88,7 +88,9 @@ POSITIONAL_PARAMETERS_MAX = 5
 NESTING_MAX = 3
 STRICT_FILE_LINES_MAX = {"harness/loop.py": 200, "domain/lifecycle.py": 300}
 
-EXCEPTIONS: dict[str, tuple[int, str]] = {}
+EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "interfaces.py": (700, "every seam in one file is what a newcomer is promised"),
+}
 """`path` or `path::function` or `path::function nesting` -> its own limit, and why."""
 
 # --------------------------------------------------------------------------------------------------- reading

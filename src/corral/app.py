@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
+import anyio.to_thread
 from starlette.types import ASGIApp
 
 from corral.api.dependencies import Services
@@ -36,6 +38,9 @@ from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
 from corral.storage.sqlite import open_store
 from corral.tools import TOOLS
+from corral.vaults import master_key
+from corral.vaults.credentials import VaultCredentials
+from corral.vaults.sealing import LocalKeyWrapper, VaultSealing
 
 STOP_GRACE_SECONDS = 5.0
 BUILT_IN_TOOLS = frozenset(TOOLS)
@@ -93,6 +98,9 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         stack.callback(blobs.close)
         keys = KeyRing(store.records, clock)
         api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
+        sealing = VaultSealing(await key_wrapper(settings))
+        credentials = VaultCredentials(store.records, sealing, clock)
+        stack.push_async_callback(credentials.close)
         engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max)
         harness = Harness(
             _parts(settings, store, catalogue, blobs=blobs, bus=bus, provider=provider, sandboxes=sandboxes)
@@ -105,6 +113,8 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
             records=store.records,
             blobs=blobs,
             sandboxes=sandboxes,
+            sealing=sealing,
+            credentials=credentials,
             bus=bus,
             engine=engine,
             clock=clock,
@@ -163,6 +173,12 @@ async def open_storage(settings: Settings) -> AsyncGenerator[Store]:
         yield store
     finally:
         await store.close()
+
+
+async def key_wrapper(settings: Settings) -> LocalKeyWrapper:
+    """Whoever holds the master key. Raises `MachineUnfit` when it cannot be had."""
+    load = partial(master_key.load, settings.secrets.master_key, settings.master_key_file)
+    return await anyio.to_thread.run_sync(LocalKeyWrapper, load)
 
 
 def make_sandboxes(settings: Settings) -> Sandboxes:

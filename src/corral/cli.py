@@ -155,6 +155,18 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(help="apikey_…")], data_
     _run(lambda: revoke(config.load(overrides={"data_dir": _text(data_dir)}), key_id, out))
 
 
+@keys_app.command("rotate-master")
+def keys_rotate_master(
+    keep: Annotated[bool, typer.Option("--keep", help="Make no new key; seal with the first one there is.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Seal all vaults with a new master key. Running servers go on."""
+    from corral.commands.keys import reseal, rotate_master
+
+    settings = config.load(overrides={"data_dir": _text(data_dir)})
+    _run(lambda: reseal(settings, out) if keep else rotate_master(settings, out))
+
+
 async def _serve(settings: config.Settings) -> None:
     from corral.app import open_corral
     from corral.serving import base_url, bind, serve_until_signalled

@@ -165,6 +165,13 @@ class BudgetSettings(Section, frozen=True, kw_only=True):
     """List cost of all sessions together; None for no limit."""
 
 
+class VaultSettings(Section, frozen=True, kw_only=True):
+    """Credentials that sessions use."""
+
+    master_key_file: str | None = None
+    """Where the key is kept that seals the vaults; None for `master.key` in the data directory, made on first start."""
+
+
 class Secrets(Section, frozen=True, kw_only=True):
     """What must never be printed."""
 
@@ -172,6 +179,9 @@ class Secrets(Section, frozen=True, kw_only=True):
     anthropic_api_key: str | None = None
     anthropic_auth_token: str | None = None
     openai_api_key: str | None = None
+    master_key: str | None = None
+    """Seals the vaults: 32 bytes in base64; several, divided by commas, while it is being changed, the new one first.
+    None keeps one in `master_key_file`."""
 
     def __repr__(self) -> str:
         return "Secrets(***)"
@@ -195,9 +205,15 @@ class Settings(Section, frozen=True, kw_only=True):
     prices: Mapping[str, ModelPrice] = {}
     """Added to, and winning over, the table that ships with Corral."""
     secrets: Secrets = Secrets()
+    vaults: VaultSettings = VaultSettings()
     anthropic_base_url: str | None = None
     openai_base_url: str | None = None
     """As OpenAI's own SDKs take it, with its `/v1`."""
+
+    @property
+    def master_key_file(self) -> Path:
+        """Where the master key is kept, unless the environment gives one."""
+        return Path(self.vaults.master_key_file or self.data_dir / "master.key").expanduser()
 
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -209,6 +225,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "CORRAL_SANDBOX_DIR": "sandbox.directory",
     "CORRAL_MODEL_FILE": "local_model.file",
     "CORRAL_CACHE_DIR": "cache_dir",
+    "CORRAL_MASTER_KEY": "secrets.master_key",
     "ANTHROPIC_API_KEY": "secrets.anthropic_api_key",
     "ANTHROPIC_AUTH_TOKEN": "secrets.anthropic_auth_token",
     "ANTHROPIC_BASE_URL": "anthropic_base_url",

@@ -19,6 +19,7 @@ tree is a bug.
     ├── ProviderError         the model request failed
     │   ├── ProviderOverloaded · ProviderRateLimited · ProviderUnreachable                  (worth a retry)
     │   └── ProviderRefused · ProviderBilling · ContextOverflow                             (not worth one)
+    ├── CredentialFailed      a credential of a vault could not be refreshed
     └── SandboxError          a sandbox could not do its work
         ├── SandboxUnavailable  it could not be made, and why
         └── SandboxLost         it died, and the call may or may not have run
@@ -150,6 +151,10 @@ class ProviderBilling(ProviderError):
 
 class ContextOverflow(ProviderError):
     """The conversation does not fit into the model's window."""
+
+
+class CredentialFailed(CorralError):
+    """The credential could not be refreshed."""
 
 
 class SandboxError(CorralError):

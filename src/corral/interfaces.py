@@ -6,6 +6,8 @@ implementation. Nothing here does anything.
 
     EventLog   what happened: sessions, their events and their state     storage/{sqlite,ephemeral}
     Records    everything else that lasts: agents, environments, keys    storage/{sqlite,ephemeral}
+    Sealing    how secrets are kept                                      vaults/sealing
+    Credentials  what a session's vaults hold                            vaults/credentials
     Blobs      the bytes of files                                        storage/blobs
     Archive    both at once, for moving in and out                       storage/{sqlite,ephemeral}
     Bus        what is happening: frames for open streams                engines/local
@@ -28,6 +30,8 @@ import msgspec
 
 from corral.domain import turn
 from corral.domain.content import JsonObject, ResultBlock
+from corral.domain.credential import Credential
+from corral.domain.credential_validation import Validation
 from corral.domain.environment import SEALED, Recipe
 from corral.domain.file import Blob, Mount, Output
 from corral.domain.inference import ModelChunk, ModelRequest, ToolSpec
@@ -345,6 +349,65 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was begun and let go of the store. Idempotent."""
+        ...
+
+
+# -------------------------------------------------------------------------------------------------- vaults
+
+
+class Sealing(Protocol):
+    """Seals secrets with a key of their vault, which is itself sealed by a master key. Pure computation."""
+
+    def new_key(self, vault_id: str) -> bytes:
+        """A data key for a vault, sealed."""
+        ...
+
+    def seal(self, vault_id: str, key: bytes, data: bytes, about: str) -> bytes:
+        """Seal `data` with the vault's `key`, bound to what it is `about`. Raises `MachineUnfit`."""
+        ...
+
+    def open(self, vault_id: str, key: bytes, sealed: bytes, about: str) -> bytes:
+        """What was sealed. Raises `MachineUnfit` when the keys are others, or it was sealed about something else."""
+        ...
+
+
+class Bearer(NamedTuple):
+    """A token for an MCP server. Never logged: its text is a star."""
+
+    token: str
+    vault_id: str
+    credential_id: str
+
+    def __repr__(self) -> str:
+        return f"Bearer({self.credential_id}, ***)"
+
+
+class Variable(NamedTuple):
+    """A secret that stands in a sandbox's environment as a placeholder. Never logged: its text is a star."""
+
+    credential: Credential
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Variable({self.credential.id}, ***)"
+
+
+class Credentials(Protocol):
+    """What the vaults of a session hold, found by use. The first vault in order that has a match wins."""
+
+    async def bearer(
+        self, workspace_id: str, vault_ids: Sequence[str], url: str, *, rejected: Bearer | None = None
+    ) -> Bearer | None:
+        """The token for the MCP server at `url`, refreshed if it is about to expire or was `rejected` (401); None when
+        no vault has one, or when it was rejected and cannot be had anew. Raises `CredentialFailed`."""
+        ...
+
+    async def variables(self, workspace_id: str, vault_ids: Sequence[str]) -> Sequence[Variable]:
+        """The environment variables, one for each name."""
+        ...
+
+    async def validate(self, workspace_id: str, vault_id: str, credential_id: str) -> Validation:
+        """Try an `mcp_oauth` credential on its server. Raises `NotFound`, and `Invalid` for another type."""
         ...
 
 

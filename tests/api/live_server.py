@@ -36,6 +36,9 @@ from corral.interfaces import Committed, Decision, Worker
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
 from corral.storage.ephemeral import EphemeralStore
+from corral.vaults.credentials import VaultCredentials
+from corral.vaults.master_key import new_master_key
+from corral.vaults.sealing import LocalKeyWrapper, VaultSealing
 
 T = TypeVar("T")
 
@@ -145,11 +148,15 @@ class Server:
         self.directory = Path(self._directory.name)
         self.blobs = DiskBlobs(self.directory / "blobs")
         self.sandboxes = ProcessSandboxes(SandboxSettings(), self.directory)
+        keys = (new_master_key(),)
+        sealing = VaultSealing(LocalKeyWrapper(lambda: keys))
         self.services = Services(
             log=self.store.log,
             records=self.store.records,
             blobs=self.blobs,
             sandboxes=self.sandboxes,
+            sealing=sealing,
+            credentials=VaultCredentials(self.store.records, sealing, self.clock),
             bus=self.bus,
             engine=self.engine,
             clock=self.clock,

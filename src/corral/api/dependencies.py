@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from corral.config import ServerSettings
 from corral.domain.api_key import ApiKey
 from corral.domain.model import Catalogue
-from corral.interfaces import Blobs, Bus, Clock, Engine, EventLog, Records, Sandboxes
+from corral.interfaces import Blobs, Bus, Clock, Credentials, Engine, EventLog, Records, Sandboxes, Sealing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Services:
     records: Records
     blobs: Blobs
     sandboxes: Sandboxes
+    sealing: Sealing
+    credentials: Credentials
     bus: Bus
     engine: Engine
     clock: Clock

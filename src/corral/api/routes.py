@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from corral.api import (
     agents,
+    credentials,
     environments,
     events,
     files,
@@ -25,6 +26,7 @@ from corral.api import (
     resources,
     sessions,
     stream,
+    vaults,
 )
 from corral.api.admission import Endpoint
 from corral.api.dependencies import Services
@@ -32,12 +34,16 @@ from corral.api.middleware import Gateway
 from corral.api.pages import Page
 from corral.api.session_changes import SessionUpdate
 from corral.domain.agent import Agent, AgentCreate, AgentUpdate
+from corral.domain.credential import Credential
+from corral.domain.credential_params import CredentialCreate, CredentialUpdate
+from corral.domain.credential_validation import Validation
 from corral.domain.environment import Environment, EnvironmentCreate, EnvironmentUpdate
 from corral.domain.event import AnyEvent
 from corral.domain.file import FileMetadata
 from corral.domain.model import Model
 from corral.domain.resource import FileResource, FileResourceParams
 from corral.domain.session import SessionView
+from corral.domain.vault import Vault, VaultCreate, VaultUpdate
 
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[None]]
 """What runs around the server, in Starlette's form."""
@@ -47,6 +53,8 @@ ENVIRONMENT = "/v1/environments/{environment_id}"
 SESSION = "/v1/sessions/{session_id}"
 RESOURCE = f"{SESSION}/resources/{{resource_id}}"
 FILE = "/v1/files/{file_id}"
+VAULT = "/v1/vaults/{vault_id}"
+CREDENTIAL = f"{VAULT}/credentials/{{credential_id}}"
 
 # fmt: off
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -105,6 +113,33 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              rate="create", body=resources.ResourceUpdate, answer=FileResource),
     Endpoint("DELETE", RESOURCE, resources.delete, "Remove a resource from a session",
              rate="create", answer=resources.ResourceDeleted),
+
+    Endpoint("POST", "/v1/vaults", vaults.create, "Create a vault",
+             rate="create", body=VaultCreate, answer=Vault),
+    Endpoint("GET", "/v1/vaults", vaults.list_, "List vaults",
+             query=vaults.ListQuery, answer=Page[Vault]),
+    Endpoint("GET", VAULT, vaults.retrieve, "Retrieve a vault",
+             answer=Vault),
+    Endpoint("POST", VAULT, vaults.update, "Update a vault",
+             rate="create", body=VaultUpdate, answer=Vault),
+    Endpoint("DELETE", VAULT, vaults.delete, "Delete a vault and its credentials",
+             rate="create", answer=vaults.VaultDeleted),
+    Endpoint("POST", f"{VAULT}/archive", vaults.archive, "Archive a vault and purge its secrets",
+             rate="create", answer=Vault),
+    Endpoint("POST", f"{VAULT}/credentials", credentials.create, "Add a credential to a vault",
+             rate="create", body=CredentialCreate, answer=Credential),
+    Endpoint("GET", f"{VAULT}/credentials", credentials.list_, "List a vault's credentials",
+             query=credentials.ListQuery, answer=Page[Credential]),
+    Endpoint("GET", CREDENTIAL, credentials.retrieve, "Retrieve a credential",
+             answer=Credential),
+    Endpoint("POST", CREDENTIAL, credentials.update, "Update a credential",
+             rate="create", body=CredentialUpdate, answer=Credential),
+    Endpoint("DELETE", CREDENTIAL, credentials.delete, "Delete a credential",
+             rate="create", answer=credentials.CredentialDeleted),
+    Endpoint("POST", f"{CREDENTIAL}/archive", credentials.archive, "Archive a credential and purge its secrets",
+             rate="create", answer=Credential),
+    Endpoint("POST", f"{CREDENTIAL}/mcp_oauth_validate", credentials.validate, "Try a credential on its MCP server",
+             rate="create", answer=Validation),
 
     Endpoint("POST", "/v1/files", files.upload, "Upload a file",
              beta=None, rate="create", is_form=True, body=files.FileUpload, answer=FileMetadata),

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from corral.api import agents, environments, file_sources, outputs, pages, periods, resources
+from corral.api import agents, environments, file_sources, outputs, pages, periods, resources, vaults
 from corral.api.call import Call
 from corral.api.decoding import Positive
 from corral.api.event_params import InitialEventParams, to_events
@@ -102,6 +102,7 @@ async def create(call: Call) -> SessionView:
         title=check_title(body.title),
         metadata=metadata_rules.checked(body.metadata),
         budget=check_budget(call.services.models, agent, body.budget),
+        vault_ids=await vaults.check(call.services, call.workspace_id, body.vault_ids),
         resources=await resources.copies(call, session_id, body.resources),
     )
 
@@ -122,8 +123,6 @@ def _refuse_unbuilt(body: SessionCreate) -> None:
         raise Invalid(
             f"initial_events: at most {INITIAL_EVENTS_MAX} events are allowed, got {len(body.initial_events)}"
         )
-    if body.vault_ids:
-        raise Invalid("vault_ids: this server does not support vaults yet")
 
 
 async def _agent(call: Call, params: str | AgentReference | AgentWithOverrides) -> SessionAgent:

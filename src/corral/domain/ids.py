@@ -10,7 +10,9 @@ import secrets
 import time
 from typing import Literal, TypeAlias
 
-Prefix: TypeAlias = Literal["agent", "env", "sesn", "sevt", "sthr", "sesrsc", "apikey", "wrkspc", "req", "outc", "file"]
+Prefix: TypeAlias = Literal[
+    "agent", "env", "sesn", "sevt", "sthr", "sesrsc", "apikey", "wrkspc", "req", "outc", "file", "vlt", "vcrd"
+]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]

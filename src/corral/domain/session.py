@@ -43,6 +43,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     budget: BudgetLimit | None = None
     deployment_id: str | None = None
     resources: tuple[MountedFile, ...] = ()
+    vault_ids: tuple[str, ...] = ()
+    """In the order in which they are searched."""
 
 
 class QueuedEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -136,7 +138,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     deployment_id: str | None = None
     outcome_evaluations: tuple[()] = ()
     resources: tuple[FileResource, ...] = ()
-    vault_ids: tuple[()] = ()
+    vault_ids: tuple[str, ...] = ()
 
 
 def view(session: Session, state: SessionState, now: datetime) -> SessionView:
@@ -158,4 +160,5 @@ def view(session: Session, state: SessionState, now: datetime) -> SessionView:
         stats=SessionStats(active_seconds=active / 1000, duration_seconds=(end - session.created_at).total_seconds()),
         deployment_id=session.deployment_id,
         resources=tuple(each.resource for each in session.resources),
+        vault_ids=session.vault_ids,
     )
