@@ -50,6 +50,8 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     """The loop."""
 
     output_tokens_max: int = 16_384
+    answer_bytes_max: int = 64 * 1024 * 1024
+    """One answer of a model, as its server sends it; a single event of it may have a sixteenth. Over it, it failed."""
     model_attempts_max: int = 4
     backoff_seconds: float = 1.0
     backoff_seconds_max: float = 60.0

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral.config import OpenAIWire
-from corral.domain.inference import BlockStarted, ModelChunk, ModelResponse
+from corral.domain.inference import BlockStarted, ModelChunk, ModelRequest, ModelResponse
 from corral.errors import (
     ContextOverflow,
     MachineUnfit,
@@ -27,7 +27,6 @@ from corral.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from corral.providers import openai_answer
 from corral.providers.openai import OpenAIProvider
 from tests.unit.openai_server import (
     CHAT_HELLO,
@@ -86,11 +85,11 @@ async def provider(server: Counterpart, wire: Wire) -> AsyncIterator[OpenAIProvi
     await provider.close()
 
 
-async def failure_of(provider: OpenAIProvider) -> ProviderError:
+async def failure_of(provider: OpenAIProvider, request: ModelRequest = REQUEST) -> ProviderError:
     """The error that ends the stream, having made sure that no answer came before it."""
     seen: list[ModelChunk] = []
     with anyio.fail_after(20), pytest.raises(ProviderError) as caught:
-        async for chunk in provider.stream(REQUEST):
+        async for chunk in provider.stream(request):
             seen.append(chunk)  # noqa: PERF401  # what came before the error is the point
     assert not any(isinstance(chunk, ModelResponse) for chunk in seen)
     assert KEY not in caught.value.message
@@ -244,12 +243,10 @@ async def test_a_page_instead_of_a_stream_is_an_error(server: Counterpart, provi
     assert "text/html" in (await failure_of(provider)).message
 
 
-async def test_an_endless_answer_is_cut_off(
-    server: Counterpart, provider: OpenAIProvider, wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(openai_answer, "ANSWER_CHARS_MAX", 4)
+async def test_an_endless_answer_is_cut_off(server: Counterpart, provider: OpenAIProvider, wire: Wire) -> None:
     server.answers(wire.whole)
-    assert "more than 4 characters" in (await failure_of(provider)).message
+    request = msgspec.structs.replace(REQUEST, answer_bytes_max=len(wire.whole) - 1)
+    assert "answer has more than" in (await failure_of(provider, request)).message
 
 
 async def test_errors_are_of_bounded_length(server: Counterpart, provider: OpenAIProvider) -> None:

@@ -11,6 +11,8 @@ import msgspec
 
 from corral.domain.content import AssistantBlock, JsonObject, PromptBlock
 
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A tool as a model sees it."""
@@ -38,6 +40,8 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     """None leaves the model's own default."""
     speed: Literal["standard", "fast"] = "standard"
+    answer_bytes_max: int = ANSWER_BYTES_MAX
+    """An answer that is longer, as the server sends it, is a fault of the server. One event has a sixteenth of this."""
     attempt: int = 0
     """How many times this same request has failed before. For back-off; it never changes the prompt."""
 

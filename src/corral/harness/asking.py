@@ -46,6 +46,7 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
         output_tokens_max=parts.settings.output_tokens_max,
         effort=None if model.effort == DEFAULT_EFFORT else model.effort.type,
         speed=model.speed,
+        answer_bytes_max=parts.settings.answer_bytes_max,
         attempt=state.attempt,
     )
     draft = Draft(session.id, parts.bus)

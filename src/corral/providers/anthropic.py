@@ -37,7 +37,8 @@ class AnthropicProvider:
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
         """Ask the model; see `Provider.stream`."""
         extras, headers = _options(request)
-        return self._client.stream(WireRequest(encode_request(request, extras=extras, cached=True), headers))
+        body = encode_request(request, extras=extras, cached=True)
+        return self._client.stream(WireRequest(body, headers, request.answer_bytes_max))
 
     async def close(self) -> None:
         """Drop all connections."""

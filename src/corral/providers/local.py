@@ -178,7 +178,7 @@ def wire_request(request: ModelRequest, settings: LocalModelSettings) -> WireReq
         tools=() if repeats(request.messages) else tuple(map(_short_tool, request.tools)),
         output_tokens_max=min(request.output_tokens_max, settings.output_tokens_max),
     )
-    return WireRequest(encode_request(request, extras={"temperature": 0}), {})
+    return WireRequest(encode_request(request, extras={"temperature": 0}), {}, request.answer_bytes_max)
 
 
 def _short_tool(tool: ToolSpec) -> ToolSpec:

@@ -20,10 +20,6 @@ from corral.domain.content import (
     ToolUseBlock,
 )
 from corral.domain.inference import BlockStarted, ModelChunk, ModelResponse, ModelUsage, TextDelta
-from corral.errors import ProviderUnreachable
-
-ANSWER_CHARS_MAX = 16 * 1024 * 1024
-"""An answer longer than this is a fault of the server, not an answer."""
 
 StopReason: TypeAlias = Literal["end_turn", "tool_use", "max_tokens", "stop_sequence", "pause_turn", "refusal"]
 BlockKind: TypeAlias = Literal["text", "thinking", "redacted_thinking", "tool_use"]
@@ -115,7 +111,6 @@ class Answer:
         self._usage: dict[str, int] = {}
         self._stop_reason: str | None = None
         self._stop_details = WireStopDetails()
-        self._chars = 0
 
     def read(self, kind: str, data: str) -> Generator[ModelChunk]:
         """Take in one event and yield what it shows. Raises `ValueError` when a known event has the wrong shape."""
@@ -165,9 +160,6 @@ class Answer:
 
     def _grow(self, index: int, delta: WireDelta) -> Generator[ModelChunk]:
         block = self._by_index.get(index)
-        self._chars += len(delta.text) + len(delta.thinking) + len(delta.partial_json)
-        if self._chars > ANSWER_CHARS_MAX:
-            raise ProviderUnreachable(f"The model server sent more than {ANSWER_CHARS_MAX} characters.")
         if block is None:
             return
         if delta.type == "text_delta":

@@ -1,4 +1,4 @@
-"""What a model server sent instead of an event stream: a page, an error with status 200, or nothing we know.
+"""What a model server sent: events without end, or something else than events: a page, an error with status 200.
 
 Shared by the wires; what an error body means is each wire's own business. The SDKs' streams have one shape, of which
 only the response is looked at here.
@@ -6,12 +6,20 @@ only the response is looked at here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import NamedTuple, Protocol, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import msgspec
 
+from corral.errors import ProviderUnreachable
+
+if TYPE_CHECKING:
+    import httpx2
+
 BODY_BYTES_MAX = 64 * 1024
+EVENT_SHARE = 16
+"""One event may have this part of a whole answer."""
+EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
 
 
 class Response(Protocol):
@@ -27,6 +35,34 @@ class Response(Protocol):
         ...
 
 
+async def shorten_error(response: httpx2.Response) -> None:
+    """A hook for an SDK's HTTP client: of a page that says what went wrong, only the beginning is read.
+
+    The SDKs read such pages whole before they raise.
+    """
+    import httpx2
+
+    class Beginning(httpx2.AsyncByteStream):
+        """The first bytes of a stream."""
+
+        def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+            self._stream = stream
+
+        async def __aiter__(self) -> AsyncGenerator[bytes]:
+            left = BODY_BYTES_MAX
+            async for piece in self._stream:
+                yield piece[:left]
+                left -= len(piece)
+                if left <= 0:
+                    return
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    if response.status_code >= 400 and isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = Beginning(response.stream)
+
+
 class Instead(NamedTuple):
     """A body that is no event stream."""
 
@@ -37,6 +73,38 @@ class Instead(NamedTuple):
 
     def __str__(self) -> str:
         return f"The model server answered with {self.kind or 'an unnamed type'} instead of an event stream."
+
+
+class Bounded:
+    """A response that ends with `ProviderUnreachable` when it, or one event in it, grows beyond all measure.
+
+    The SDKs keep an event in memory until it ends, and copy it with every piece that comes. Everything but the bytes
+    is the response's own.
+    """
+
+    def __init__(self, response: Response, bytes_max: int) -> None:
+        self._response, self._bytes_max = response, bytes_max
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._response, name)
+
+    async def aiter_bytes(self) -> AsyncGenerator[bytes]:
+        """The body, piece by piece, as long as it is of a sane size."""
+        whole = event = 0
+        end = b""
+        async for piece in self._response.aiter_bytes():
+            whole += len(piece)
+            last = end + piece
+            ended = max(last.rfind(blank) for blank in EVENT_ENDS)
+            event = event + len(piece) if ended < 0 else len(last) - ended
+            end = last[-3:]
+            if whole > self._bytes_max:
+                raise ProviderUnreachable(f"The model server's answer has more than {self._bytes_max} bytes.")
+            if event > self._bytes_max // EVENT_SHARE:
+                raise ProviderUnreachable(
+                    f"The model server sent an event of more than {self._bytes_max // EVENT_SHARE} bytes."
+                )
+            yield piece
 
 
 async def instead_of_events(response: Response) -> Instead | None:

@@ -12,17 +12,18 @@ from typing import NamedTuple
 import msgspec
 
 from corral.domain.content import PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock
-from corral.domain.inference import ModelRequest, PromptMessage
+from corral.domain.inference import ANSWER_BYTES_MAX, ModelRequest, PromptMessage
 from corral.providers.messages_cache import with_breakpoints
 
 THINKING = frozenset({"thinking", "redacted_thinking"})
 
 
 class WireRequest(NamedTuple):
-    """What to send: the body and the headers that belong to it."""
+    """What to send: the body and the headers that belong to it; and how long the answer may be."""
 
     body: bytes
     headers: Mapping[str, str]
+    answer_bytes_max: int = ANSWER_BYTES_MAX
 
 
 def encode_request(request: ModelRequest, *, extras: Mapping[str, object] | None = None, cached: bool = False) -> bytes:

@@ -19,11 +19,12 @@ import msgspec
 from corral.domain.inference import ModelChunk
 from corral.errors import ProviderUnreachable
 from corral.providers.messages_answer import Answer
-from corral.providers.messages_body import instead_of_events
+from corral.providers.messages_body import Bounded, instead_of_events, shorten_error
 from corral.providers.messages_errors import clean, http_error, stream_error, unreachable
 from corral.providers.messages_request import WireRequest
 
 if TYPE_CHECKING:
+    import httpx2
     from anthropic import AsyncAnthropic, AsyncStream
     from anthropic._streaming import ServerSentEvent
 
@@ -84,7 +85,8 @@ class MessagesClient:
             stream = await self._send(anthropic, request)
             try:
                 await self._expect_events(stream)
-                events = cast("AsyncGenerator[ServerSentEvent]", stream.raw_events(stream.response))
+                bounded = cast("httpx2.Response", Bounded(stream.response, request.answer_bytes_max))
+                events = cast("AsyncGenerator[ServerSentEvent]", stream.raw_events(bounded))
                 async with aclosing(events):
                     yield events
             finally:
@@ -119,7 +121,9 @@ class MessagesClient:
             base_url=self._base_url,
             max_retries=0,
             timeout=timeout,
-            http_client=anthropic.DefaultAsyncHttpxClient(timeout=timeout, trust_env=self._proxies),
+            http_client=anthropic.DefaultAsyncHttpxClient(
+                timeout=timeout, trust_env=self._proxies, event_hooks={"response": [shorten_error]}
+            ),
         )
 
     async def _expect_events(self, stream: AsyncStream[object]) -> None:

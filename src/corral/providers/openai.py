@@ -20,7 +20,7 @@ import anyio.to_thread
 from corral.config import OpenAIWire
 from corral.domain.inference import ModelChunk, ModelRequest
 from corral.errors import MachineUnfit, ProviderUnreachable
-from corral.providers.messages_body import instead_of_events
+from corral.providers.messages_body import Bounded, instead_of_events, shorten_error
 from corral.providers.messages_errors import clean, unreachable
 from corral.providers.openai_answer import Answer, ServerFault
 from corral.providers.openai_chat import encode_chat
@@ -30,6 +30,7 @@ from corral.providers.openai_responses import encode_responses
 from corral.providers.openai_responses_answer import ResponsesAnswer
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import AsyncOpenAI, AsyncStream
 
 BASE_URL = "https://api.openai.com/v1"
@@ -45,6 +46,7 @@ class Question(NamedTuple):
     path: str
     body: bytes
     answer: Answer
+    answer_bytes_max: int
 
 
 class OpenAIProvider:
@@ -100,9 +102,10 @@ class OpenAIProvider:
 
     def question(self, request: ModelRequest) -> Question:
         """The request in the words of this provider's wire."""
+        most = request.answer_bytes_max
         if self._wire == "chat":
-            return Question("/chat/completions", encode_chat(request, official=self._official), ChatAnswer())
-        return Question("/responses", encode_responses(request), ResponsesAnswer())
+            return Question("/chat/completions", encode_chat(request, official=self._official), ChatAnswer(), most)
+        return Question("/responses", encode_responses(request), ResponsesAnswer(), most)
 
     @asynccontextmanager
     async def _exchange(self, question: Question) -> AsyncGenerator[AsyncGenerator[object]]:
@@ -112,6 +115,7 @@ class OpenAIProvider:
             stream = await self._send(openai, question)
             try:
                 await self._expect_events(stream)
+                stream.response = cast("httpx2.Response", Bounded(stream.response, question.answer_bytes_max))
                 async with aclosing(cast("AsyncGenerator[object]", aiter(stream))) as events:
                     yield events
             finally:
@@ -150,7 +154,7 @@ class OpenAIProvider:
             base_url=self._base_url,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout),
+            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, event_hooks={"response": [shorten_error]}),
         )
 
     async def _expect_events(self, stream: AsyncStream[object]) -> None:

@@ -13,10 +13,6 @@ import msgspec
 
 from corral.domain.content import AssistantBlock, JsonObject, TextBlock, ThinkingBlock, ToolUseBlock
 from corral.domain.inference import BlockStarted, ModelChunk, ModelResponse, ModelUsage, TextDelta
-from corral.errors import ProviderUnreachable
-
-ANSWER_CHARS_MAX = 16 * 1024 * 1024
-"""An answer longer than this is a fault of the server, not an answer."""
 
 Kind: TypeAlias = Literal["text", "thinking", "tool_use"]
 StopReason: TypeAlias = Literal["end_turn", "tool_use", "max_tokens", "refusal"]
@@ -53,7 +49,6 @@ class Answer:
         self.refusal = ""
         self._blocks: list[OpenBlock] = []
         self._by_key: dict[Hashable, OpenBlock] = {}
-        self._chars = 0
 
     def read(self, event: object) -> Generator[ModelChunk]:
         """Take in one event and yield what it shows. Raises `ServerFault`; `ValueError` for a wrong shape."""
@@ -85,10 +80,7 @@ class Answer:
             self.grow((yield from self.opened("thinking", key)), text)
 
     def grow(self, block: OpenBlock, text: str) -> None:
-        """Add to a block. Raises `ProviderUnreachable` when the answer gets out of hand."""
-        self._chars += len(text)
-        if self._chars > ANSWER_CHARS_MAX:
-            raise ProviderUnreachable(f"The model server sent more than {ANSWER_CHARS_MAX} characters.")
+        """Add to a block."""
         block.pieces.append(text)
 
     @property
