@@ -23,6 +23,10 @@ demo: .venv/.local ## Start a server with a local model and let an agent do a jo
 test: .venv/.dev ## Run all tests. Give pytest options with ARGS='-k name'.
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-docker
+test-docker: .venv/.dev ## Run the sandboxes' tests in containers; as root, start Debian's engine for them.
+	@ARGS='$(ARGS)' scripts/test-docker
+
 .PHONY: check
 check: .venv/.dev ## Check format, lint, types, architecture and docs.
 	$(BIN)/ruff format --check .

@@ -47,13 +47,22 @@ def render() -> str:
         lines += ["", f"## {title}", "", inspect.getdoc(kind) or "", ""]
         lines += [SECRETS] if kind is config.Secrets else []
         lines += _table(kind, f"{name}.")
+        for inner, part in _sections(kind):
+            lines += [
+                "",
+                f"## `[{name}.{inner}]`",
+                "",
+                inspect.getdoc(part) or "",
+                "",
+                *_table(part, f"{name}.{inner}."),
+            ]
     for title, kind in (("`[[models]]`", config.ModelRoute), ('`[prices."<model id>"]`', config.ModelPrice)):
         lines += ["", f"## {title}", "", inspect.getdoc(kind) or "", "", *_table(kind, "")]
     return "\n".join(lines) + "\n"
 
 
-def _sections() -> Iterator[tuple[str, type[config.Section]]]:
-    for field in msgspec.structs.fields(config.Settings):
+def _sections(kind: type[config.Section] = config.Settings) -> Iterator[tuple[str, type[config.Section]]]:
+    for field in msgspec.structs.fields(kind):
         if isinstance(field.default, config.Section):
             yield field.name, type(field.default)
 

@@ -34,6 +34,7 @@ from corral.providers.openai import OpenAIProvider
 from corral.providers.routing import RoutedProvider, default_routes, route_of
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
+from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
 from corral.storage.sqlite import open_store
@@ -48,6 +49,7 @@ BUILT_IN_TOOLS = frozenset(TOOLS)
 
 SANDBOXES: Mapping[str, Callable[[Settings], Sandboxes]] = {
     "bubblewrap": lambda settings: BubblewrapSandboxes(settings.sandbox, settings.data_dir),
+    "docker": lambda settings: DockerSandboxes(settings.sandbox, settings.data_dir),
     "process": lambda settings: ProcessSandboxes(settings.sandbox, settings.data_dir),
 }
 

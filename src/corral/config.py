@@ -83,6 +83,24 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     """Time that one session may spend running, all its turns together; None for no limit."""
 
 
+class DockerSettings(Section, frozen=True, kw_only=True):
+    """Sandboxes in containers (`--sandbox docker`), over the API of Docker or Podman on this machine."""
+
+    host: str = "unix:///var/run/docker.sock"
+    """The engine's socket. Engines on other machines cannot share files with the server."""
+    image: str = "python:3.13-slim"
+    """What sandboxes are made from. It needs bash, and python3 of version 3.9 or later; Corral pulls nothing."""
+    images: Mapping[str, str] = {}
+    """Images for single environments, by the environment's name."""
+    runtime: str | None = None
+    """One of the engine's runtimes, such as `runsc`; None for its default."""
+    cpus: float | None = None
+    """Processors that one sandbox may keep busy; None for all of them."""
+    requests_max: Annotated[int, msgspec.Meta(gt=0)] = 8
+    """Requests to the engine at a time; more of them wait."""
+    request_seconds_max: float = 60.0
+
+
 class SandboxSettings(Section, frozen=True, kw_only=True):
     """Where tools run. Limits hold for one sandbox."""
 
@@ -113,6 +131,7 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     """A sandbox that is not used for this long is let go; `orphan_seconds_max` later it ends. Its files stay."""
     orphan_seconds_max: float = 300.0
     """A sandbox that no server talks to for this long ends by itself."""
+    docker: DockerSettings = DockerSettings()
 
 
 class LocalModelSettings(Section, frozen=True, kw_only=True):
@@ -225,6 +244,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "CORRAL_ENGINE": "engine",
     "CORRAL_SANDBOX": "sandbox.backend",
     "CORRAL_SANDBOX_DIR": "sandbox.directory",
+    "CORRAL_SANDBOX_IMAGE": "sandbox.docker.image",
+    "DOCKER_HOST": "sandbox.docker.host",
     "CORRAL_MODEL_FILE": "local_model.file",
     "CORRAL_CACHE_DIR": "cache_dir",
     "CORRAL_MASTER_KEY": "secrets.master_key",

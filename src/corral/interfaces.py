@@ -12,7 +12,7 @@ implementation. Nothing here does anything.
     Archive    both at once, for moving in and out                       storage/{sqlite,ephemeral}
     Bus        what is happening: frames for open streams                engines/local
     Engine     who advances which session, and when                      engines/local
-    Sandboxes  where tools run                                           sandboxes/{bubblewrap,process}
+    Sandboxes  where tools run                                           sandboxes/{bubblewrap,docker,process}
     Provider   models                                                    providers/{anthropic,openai,local,scripted}
     Tool       a built-in tool                                           tools/*
     Clock      what time it is                                           app.py, tests

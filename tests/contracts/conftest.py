@@ -13,10 +13,12 @@ from corral.config import SandboxSettings
 from corral.errors import MachineUnfit
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.local import LocalSandboxes
 from corral.sandboxes.process import ProcessSandboxes
+from tests import docker_engine
 
-BACKENDS = {"bubblewrap": BubblewrapSandboxes, "process": ProcessSandboxes}
+BACKENDS = {"bubblewrap": BubblewrapSandboxes, "docker": DockerSandboxes, "process": ProcessSandboxes}
 SETTINGS = SandboxSettings(
     output_bytes_max=4_096,
     text_file_bytes_max=8_192,
@@ -36,7 +38,14 @@ class Machine(NamedTuple):
 
     def server(self, settings: SandboxSettings = SETTINGS) -> LocalSandboxes:
         """What one server process would have."""
+        if self.backend == "docker":
+            settings = docker_engine.settings_for_docker(settings)
         return BACKENDS[self.backend](settings, self.root)
+
+    @property
+    def isolates(self) -> bool:
+        """Whether what runs inside is kept in, and sees directories of its own."""
+        return self.backend != "process"
 
     def directory(self, session_id: str) -> SessionDirectory:
         """Where the backend keeps this session."""
@@ -56,6 +65,8 @@ def root() -> Iterator[Path]:
 async def machine(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Machine]:
     """Each backend in turn; whatever a test leaves running is destroyed."""
     machine = Machine(str(request.param), root)
+    if machine.backend == "docker" and (reason := docker_engine.why_not()):
+        pytest.skip(reason)
     server = machine.server()
     try:
         await server.start()

@@ -58,7 +58,7 @@ class Shell:
 def uploads(machine: Machine) -> Path:
     """Where commands find them: the process backend has no /mnt/session of its own."""
     inside = Path("/mnt/session/uploads")
-    return inside if machine.backend == "bubblewrap" else machine.directory(SESSION).files / "uploads"
+    return inside if machine.isolates else machine.directory(SESSION).files / "uploads"
 
 
 def outputs(machine: Machine) -> Path:
@@ -75,7 +75,7 @@ async def test_mounted_files_are_read_inside(machine: Machine, server: LocalSand
 async def test_mounted_files_cannot_be_changed_inside(
     machine: Machine, server: LocalSandboxes, blobs: DiskBlobs
 ) -> None:
-    if machine.backend == "process":
+    if not machine.isolates:
         pytest.skip("the process backend isolates nothing")
     shell = Shell(await server.open(SESSION))
     await server.mount(SESSION, [Mount("d/a", await stored(blobs, b"a"))], blobs)

@@ -77,7 +77,7 @@ def test_doctor_says_that_a_session_can_run_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve", "--sandbox", "docker"], "`docker` sandbox is not part of this release"),
+        (["serve", "--sandbox", "kubernetes"], "`kubernetes` sandbox is not part of this release"),
         (["serve", "--sandbox", "chroot"], "sandbox.backend"),
         (["serve", "--engine", "temporal"], "`temporal` engine is not part of this release"),
         (["serve", "--database", "postgresql://localhost/corral"], "postgresql://localhost/corral"),

@@ -22,12 +22,15 @@ from corral.domain.content import TextBlock
 from corral.interfaces import Sandbox, SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import remove_tree
+from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.process import ProcessSandboxes
+from tests import docker_engine
 from tests.escape.attacks import ATTACKS
 
 pytestmark = pytest.mark.anyio
 
-BACKENDS = {"bubblewrap": BubblewrapSandboxes, "process": ProcessSandboxes}
+BACKENDS = {"bubblewrap": BubblewrapSandboxes, "docker": DockerSandboxes, "process": ProcessSandboxes}
+ISOLATING = ["bubblewrap", "docker"]
 SECONDS_MAX = 120
 REAL_WITHOUT_ISOLATION = ["reach the host's loopback", "reach an abstract socket", "use keyctl", "change personality"]
 """Attacks that any user of any machine can carry out, so that they must succeed where nothing isolates."""
@@ -42,6 +45,14 @@ def root() -> Iterator[Path]:
     remove_tree(path)
 
 
+@pytest.fixture(params=ISOLATING)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that isolates, in turn."""
+    if request.param == "docker" and (reason := docker_engine.why_not()):
+        pytest.skip(reason)
+    return str(request.param)
+
+
 @pytest.fixture
 def host() -> Iterator[dict[str, str]]:
     """Two listeners on the host, which a sandbox must not reach."""
@@ -54,7 +65,10 @@ def host() -> Iterator[dict[str, str]]:
 
 @asynccontextmanager
 async def sandbox_of(backend: str, root: Path) -> AsyncGenerator[Sandbox]:
-    sandboxes = BACKENDS[backend](SandboxSettings(directory=str(root)), root)
+    settings = SandboxSettings(directory=str(root))
+    if backend == "docker":
+        settings = docker_engine.settings_for_docker(settings)
+    sandboxes = BACKENDS[backend](settings, root)
     await sandboxes.start()
     try:
         yield await sandboxes.open("sesn_hostile")
@@ -77,13 +91,17 @@ async def attack(backend: str, root: Path, host: dict[str, str], names: list[str
 
 
 async def test_no_attack_gets_out_of_a_sandbox(
-    root: Path, host: dict[str, str], monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+    backend: str,
+    root: Path,
+    host: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     monkeypatch.setenv("CORRAL_ESCAPE_SECRET", "visible to the server only")
-    got_through = await attack("bubblewrap", root, host, list(ATTACKS))
+    got_through = await attack(backend, root, host, list(ATTACKS))
     assert set(got_through) == set(ATTACKS)
     blocked = [name for name, success in got_through.items() if not success]
-    record_property("attacks", f"attacks {len(got_through)}, blocked {len(blocked)}")
+    record_property("attacks", f"attacks {len(got_through)}, blocked {len(blocked)} ({backend})")
     assert [name for name, success in got_through.items() if success] == []
 
 
@@ -92,7 +110,7 @@ async def test_without_isolation_the_attacks_succeed(root: Path, host: dict[str,
     assert all(got_through.values()), got_through
 
 
-async def test_ordinary_programs_run_under_the_filter(root: Path) -> None:
+async def test_ordinary_programs_run_under_the_filter(backend: str, root: Path) -> None:
     """Threads, child processes, pipes, sockets between processes, shared memory, timers: what real programs need."""
     program = (
         "import concurrent.futures as f, multiprocessing as m, socket, subprocess, tempfile, asyncio, mmap, sqlite3\n"
@@ -103,7 +121,7 @@ async def test_ordinary_programs_run_under_the_filter(root: Path) -> None:
         "asyncio.run(asyncio.sleep(0)); mmap.mmap(-1, 4096)[0] = 1\n"
         "sqlite3.connect('x.db').execute('create table t(a)'); print('fine')\n"
     )
-    async with sandbox_of("bubblewrap", root) as sandbox:
+    async with sandbox_of(backend, root) as sandbox:
         with anyio.fail_after(SECONDS_MAX):
             write = {"file_path": "program.py", "content": program}
             await sandbox.call(SandboxCall(call_id="write", operation="write", arguments=write))

@@ -21,6 +21,7 @@ async def recipe(records: Records, session: Session) -> Recipe:
         record = await records.get(ENVIRONMENT_KIND, session.environment_id, session.workspace_id)
     except NotFound as error:
         raise SandboxUnavailable("The session's environment was deleted, so it gets no new sandbox.") from error
-    config = msgspec.json.decode(record.body, type=Environment).config
+    environment = msgspec.json.decode(record.body, type=Environment)
+    config = environment.config
     hosts = tuple(sorted({urlsplit(server.url).netloc.rpartition("@")[2] for server in session.agent.mcp_servers}))
-    return Recipe(networking=config.networking, packages=config.packages, mcp_hosts=hosts)
+    return Recipe(networking=config.networking, packages=config.packages, mcp_hosts=hosts, environment=environment.name)

@@ -2,7 +2,7 @@
 
 The daemon listens on a socket that is bound here, in a directory that is not visible inside, so hostile code cannot
 put another in its place; the same socket is how a sandbox that outlived the server is found again. How the daemon is
-enclosed is the backend's part: `bubblewrap.py` and `process.py` say what to check and which command to run.
+enclosed is the backend's part: `bubblewrap.py`, `docker.py` and `process.py` say what to check and what to run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 CONNECTIONS_WAITING_MAX = 8
 CHUNK_BYTES = 1024 * 1024
-RUN_DAEMON = "import sys; sys.path.append(sys.argv.pop(1)); from corral.sandboxes.daemon.server import main; main()"
+RUN_DAEMON = "import sys; sys.path.append(sys.argv.pop(1)); from corral.sandboxes.daemon.%s import main; main()"
 DAEMON_SETTINGS = (
     "command_seconds",
     "command_seconds_max",
@@ -53,8 +53,8 @@ DAEMON_SETTINGS = (
 class Launched(NamedTuple):
     """A daemon that was started."""
 
-    process: subprocess.Popen[bytes]
-    """Our child."""
+    process: subprocess.Popen[bytes] | None
+    """Our child; None when an engine started it for us."""
     pid: int
     """The process whose death ends the sandbox; ours, or a child of it."""
 
@@ -166,7 +166,8 @@ class LocalSandboxes(ABC):
     async def _launch(self, directory: SessionDirectory, session_id: str, recipe: Recipe) -> Connection:
         await self._reap(session_id)
         launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
-        self._children[session_id] = _Child(launched.process)
+        if launched.process is not None:
+            self._children[session_id] = _Child(launched.process)
         record = await anyio.to_thread.run_sync(directory.record)
         hello = await greet(directory.socket, self._settings)
         if hello is None or record is None:
@@ -185,8 +186,11 @@ class LocalSandboxes(ABC):
         try:
             directory.put_record(launched.pid)
         except BaseException:
-            launched.process.kill()
-            launched.process.wait()
+            if launched.process is None:
+                self.kill(directory)
+            else:
+                launched.process.kill()
+                launched.process.wait()
             raise
         return launched
 
@@ -270,12 +274,13 @@ class LocalSandboxes(ABC):
         environment: Mapping[str, str],
         resources: Mapping[str, int],
         names: Mapping[str, str],
+        module: str = "server",
     ) -> list[str]:
-        """The command that runs the daemon, with paths as they are where it runs."""
+        """The command that runs the daemon, with paths as they are where it runs; `module` has its `main`."""
         values = {name: getattr(self._settings, name) for name in DAEMON_SETTINGS}
         values |= {"listener": listener, "root": root, "environment": environment, "resources": resources}
         values |= {"names": names, "frame_bytes_max": self._settings.reply_bytes_max}
-        return [python, "-I", "-S", "-c", RUN_DAEMON, source, msgspec.json.encode(values).decode()]
+        return [python, "-I", "-S", "-c", RUN_DAEMON % module, source, msgspec.json.encode(values).decode()]
 
 
 async def _place(directory: SessionDirectory, path: str, sha256: str, blobs: Blobs) -> None:

@@ -86,14 +86,14 @@ def open_program() -> int:
 @cache
 def program(machine: str) -> bytes:
     """The filter for an architecture, as bubblewrap and the kernel read it."""
-    numbers = _numbers(machine)
     return b"".join(
         struct.pack("=HBBI", each.code, each.if_true, each.if_false, each.value)
-        for each in _instructions(ARCHITECTURES[machine], numbers)
+        for each in _instructions(ARCHITECTURES[machine], numbers(machine))
     )
 
 
-def _numbers(machine: str) -> dict[str, int]:
+def numbers(machine: str) -> dict[str, int]:
+    """What the system calls of an architecture are called and numbered."""
     return json.loads(files("corral.sandboxes").joinpath("system_calls.json").read_text(encoding="ascii"))[machine]
 
 

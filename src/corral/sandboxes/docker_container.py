@@ -1,0 +1,131 @@
+"""What a container that holds a sandbox looks like: its mounts, limits and walls, as the engine's SDK takes them.
+
+Data only; `docker.py` decides when one is made. The whole configuration is one wall and is tested together: no network,
+a read-only root, no capabilities, no new privileges, a user id of the sandbox's own, the allow-list of system calls,
+and /proc and /sys masked as in a bubblewrap sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from corral.config import SandboxSettings
+from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.seccomp_profile import profile
+
+HOME = "/home/agent"
+LIBRARY = "/opt/corral/lib"
+DOOR = "/opt/corral/door"
+BIN = "/opt/corral/bin"
+PLAIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+VARIABLES = {"HOME": HOME, "USER": "agent", "SHELL": "/bin/bash", "TERM": "dumb"}
+MASKED = (
+    "/sys", "/proc/acpi", "/proc/asound", "/proc/config.gz", "/proc/firmware", "/proc/kallsyms", "/proc/kcore",
+    "/proc/keys", "/proc/kmsg", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger",
+    "/proc/timer_list", "/proc/timer_stats",
+)  # fmt: skip
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
+SHARED_MEMORY_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Container(NamedTuple):
+    """What to make."""
+
+    config: Mapping[str, Any]
+    """For the SDK's `create_container`."""
+    host: Mapping[str, Any]
+    """For the SDK's `create_host_config`."""
+    masked: Sequence[str]
+    read_only: Sequence[str]
+
+
+class Parts(NamedTuple):
+    """What of this machine is mounted into every container."""
+
+    daemon: Path
+    bin: Path
+
+
+def variables(of_image: Mapping[str, str]) -> dict[str, str]:
+    """What is set inside: what the image brings, and ours. Corral's own programs come last, after the image's."""
+    path = f"{of_image.get('PATH', PLAIN_PATH)}:{BIN}"
+    return {"LANG": "C.UTF-8", **of_image, **VARIABLES, "PATH": path}
+
+
+def container(
+    image: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    directory: SessionDirectory,
+    parts: Parts,
+    labels: Mapping[str, str],
+    settings: SandboxSettings,
+) -> Container:
+    """The container of one session."""
+    uid = directory.owner()
+    config = {
+        "image": image,
+        "entrypoint": list(command),
+        "command": [],
+        "user": f"{uid}:{uid}",
+        "environment": dict(environment),
+        "working_dir": "/workspace",
+        "hostname": "sandbox",
+        "labels": dict(labels),
+        "healthcheck": {"test": ["NONE"]},
+    }
+    host = {
+        "mounts": _mounts(directory, parts),
+        "network_mode": "none",
+        "ipc_mode": "private",
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges", f"seccomp={json.dumps(profile(platform.machine()))}"],
+        # The session's files have the uids of this machine, so the engine must not shift them.
+        "userns_mode": "host",
+        "auto_remove": True,
+        "log_config": {"Type": "none"},
+        "shm_size": SHARED_MEMORY_BYTES_MAX,
+        "mem_limit": settings.memory_bytes_max,
+        "memswap_limit": settings.memory_bytes_max,
+        "pids_limit": settings.processes_max,
+        "nano_cpus": None if settings.docker.cpus is None else int(settings.docker.cpus * 1e9),
+        "ulimits": _ulimits(core=0, nofile=settings.open_files_max),
+        "runtime": settings.docker.runtime,
+    }
+    return Container(config, host, MASKED, READ_ONLY)
+
+
+def _ulimits(**limits: int) -> list[dict[str, int | str]]:
+    return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
+
+
+def _mounts(directory: SessionDirectory, parts: Parts) -> list[dict[str, Any]]:
+    """The session's own directories to write to; the rest to read."""
+    files, server = directory.files, directory.server
+    writable = {"workspace": "/workspace", "home": HOME, "tmp": "/tmp", "outputs": "/mnt/session/outputs"}
+    mounts = [_mount(files / name, place) for name, place in writable.items()]
+    mounts.append(_mount(files / "uploads", "/mnt/session/uploads", read_only=True))
+    mounts += [_mount(server / name, f"/etc/{name}", read_only=True) for name in ("passwd", "group")]
+    mounts.append(_mount(server / "door", DOOR, read_only=True))
+    mounts.append(_mount(parts.daemon, LIBRARY, read_only=True))
+    mounts.append(_mount(parts.bin, BIN, read_only=True))
+    return mounts
+
+
+def _mount(source: Path, target: str, *, read_only: bool = False) -> dict[str, Any]:
+    # As a mount and not as a bind: then the engine refuses a source it does not see, and makes no empty directory.
+    return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": read_only}
+
+
+def accounts(uid: int) -> Mapping[str, str]:
+    """`passwd` and `group` for the inside."""
+    return {
+        "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:{uid}:{uid}:agent:{HOME}:/bin/bash\n",
+        "group": f"root:x:0:\nagent:x:{uid}:\n",
+    }
