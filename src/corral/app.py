@@ -30,6 +30,7 @@ from corral.harness.worker import Harness
 from corral.interfaces import Blobs, Bus, EventLog, Provider, Records, Sandboxes, Store
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider
+from corral.providers.messages_clouds import Cloud
 from corral.providers.openai import OpenAIProvider
 from corral.providers.routing import RoutedProvider, default_routes, route_of
 from corral.providers.scripted import ScriptedProvider
@@ -201,18 +202,36 @@ def make_provider(settings: Settings) -> RoutedProvider:
             api_key=secrets.anthropic_api_key,
             auth_token=secrets.anthropic_auth_token,
             base_url=settings.anthropic_base_url,
+            cloud=_cloud(settings),
             idle_seconds=settings.harness.model_idle_seconds_max,
         ),
         "openai": lambda: OpenAIProvider(
             api_key=secrets.openai_api_key,
             base_url=settings.openai_base_url,
             wire=settings.openai.wire,
+            system_role=settings.openai.system_messages,
             idle_seconds=settings.harness.model_idle_seconds_max,
         ),
         "local": lambda: _local_provider(settings),
+        "litellm": lambda: _litellm_provider(settings),
         "scripted": ScriptedProvider,
     }
-    return RoutedProvider(model_routes(settings), factories)
+    catalogue = load_catalogue(settings.prices, settings.models)
+    return RoutedProvider(model_routes(settings), factories, efforts=catalogue.efforts)
+
+
+def _cloud(settings: Settings) -> Cloud | None:
+    chosen = settings.anthropic
+    if chosen.platform == "anthropic":
+        return None
+    token = settings.secrets.bedrock_token if chosen.platform == "bedrock" else None
+    return Cloud(chosen.platform, chosen.region, chosen.project, chosen.platform_url, token)
+
+
+def _litellm_provider(settings: Settings) -> Provider:
+    from corral.providers.openai_litellm import LiteLLMProvider
+
+    return LiteLLMProvider(idle_seconds=settings.harness.model_idle_seconds_max)
 
 
 def _local_provider(settings: Settings) -> Provider:
@@ -224,7 +243,8 @@ def _local_provider(settings: Settings) -> Provider:
 def model_routes(settings: Settings) -> tuple[ModelRoute, ...]:
     """Which provider serves which model id, with nothing said: Anthropic or OpenAI if there is a key, else `local`."""
     secrets = settings.secrets
-    has_anthropic = bool(secrets.anthropic_api_key or secrets.anthropic_auth_token or settings.anthropic_base_url)
+    addressed = bool(settings.anthropic_base_url) or settings.anthropic.platform != "anthropic"
+    has_anthropic = bool(secrets.anthropic_api_key or secrets.anthropic_auth_token or addressed)
     scripted = ModelRoute(pattern="scripted*", provider="scripted")
     has_openai = bool(secrets.openai_api_key or settings.openai_base_url)
     default = default_routes(anthropic=has_anthropic, openai=has_openai, openai_model=settings.openai.model)
@@ -236,10 +256,17 @@ def _window(settings: Settings, catalogue: Catalogue) -> Callable[[str], int]:
     routes = model_routes(settings)
 
     def window(model: str) -> int:
+        first, fallback = alone(model), None
+        if (route := route_of(routes, model)) is not None:
+            fallback = route.fallback
+        # A conversation must fit into whichever model is asked.
+        return first if fallback is None else min(first, alone(fallback))
+
+    def alone(model: str) -> int:
         route = route_of(routes, model)
         if route is not None and route.provider == "local":
             return settings.local_model.context_tokens
-        if route is not None and route.provider == "openai" and route.model is not None:
+        if route is not None and route.provider in ("openai", "litellm") and route.model is not None:
             # Another model answers to this id; what the id's own model can take in says nothing about it.
             return catalogue.window(route.model) or settings.harness.context_tokens
         sent = model if route is None or route.model is None else route.model

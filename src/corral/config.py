@@ -145,7 +145,29 @@ class LocalModelSettings(Section, frozen=True, kw_only=True):
     start_seconds_max: float = 180.0
 
 
+AnthropicPlatform: TypeAlias = Literal["anthropic", "bedrock", "vertex"]
+
+
+class AnthropicSettings(Section, frozen=True, kw_only=True):
+    """Where Claude is asked: at Anthropic (or at `ANTHROPIC_BASE_URL`), or through one of two clouds.
+
+    The clouds' own clients find credentials and what is left out here where they always do: see `docs/models.md`.
+    """
+
+    platform: AnthropicPlatform = "anthropic"
+    """`bedrock` needs `corral[bedrock]`, `vertex` needs `corral[vertex]`."""
+    region: str | None = None
+    """Of the cloud; None for `AWS_REGION` or `CLOUD_ML_REGION`."""
+    project: str | None = None
+    """Of Vertex; None for `ANTHROPIC_VERTEX_PROJECT_ID`, or for the one that the credentials belong to."""
+    platform_url: str | None = None
+    """The cloud's address; None for `ANTHROPIC_BEDROCK_BASE_URL` or `ANTHROPIC_VERTEX_BASE_URL`, or the region's."""
+
+
 OpenAIWire: TypeAlias = Literal["responses", "chat"]
+
+
+SystemRole: TypeAlias = Literal["system", "developer", "user"]
 
 
 class OpenAISettings(Section, frozen=True, kw_only=True):
@@ -156,6 +178,12 @@ class OpenAISettings(Section, frozen=True, kw_only=True):
     wire: OpenAIWire | None = None
     """`responses` (`/v1/responses`) or `chat` (`/v1/chat/completions`). Left out, it is `responses` for OpenAI itself
     and `chat` for every other address."""
+    system_messages: SystemRole | None = None
+    """As what a `system.message` in mid-conversation is sent. Left out, it is `system` for OpenAI itself and `user` for
+    every other address: most chat templates take a system message at the beginning only."""
+
+
+FallbackOn: TypeAlias = Literal["refusal", "outage"]
 
 
 class ModelRoute(Section, frozen=True, kw_only=True):
@@ -163,9 +191,13 @@ class ModelRoute(Section, frozen=True, kw_only=True):
 
     pattern: str
     """As in a shell: `claude-*`."""
-    provider: Literal["anthropic", "openai", "local", "scripted"]
+    provider: Literal["anthropic", "openai", "litellm", "local", "scripted"]
     model: str | None = None
     """Sent instead of the id that matched."""
+    fallback: str | None = None
+    """A second model id, routed like any other, that is asked once for a request that failed. None: no second one."""
+    fallback_on: tuple[FallbackOn, ...] = ("refusal", "outage")
+    """`refusal`: the model declined to answer. `outage`: it is overloaded, over its rate, or out of reach."""
 
 
 class ModelPrice(Section, frozen=True, kw_only=True):
@@ -203,6 +235,7 @@ class Secrets(Section, frozen=True, kw_only=True):
     master_key: str | None = None
     """Seals the vaults: 32 bytes in base64; several, divided by commas, while it is being changed, the new one first.
     None keeps one in `master_key_file`."""
+    bedrock_token: str | None = None
 
     def __repr__(self) -> str:
         return "Secrets(***)"
@@ -220,6 +253,7 @@ class Settings(Section, frozen=True, kw_only=True):
     harness: HarnessSettings = HarnessSettings()
     sandbox: SandboxSettings = SandboxSettings()
     local_model: LocalModelSettings = LocalModelSettings()
+    anthropic: AnthropicSettings = AnthropicSettings()
     openai: OpenAISettings = OpenAISettings()
     budget: BudgetSettings = BudgetSettings()
     models: tuple[ModelRoute, ...] = ()
@@ -252,6 +286,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "ANTHROPIC_API_KEY": "secrets.anthropic_api_key",
     "ANTHROPIC_AUTH_TOKEN": "secrets.anthropic_auth_token",
     "ANTHROPIC_BASE_URL": "anthropic_base_url",
+    "AWS_BEARER_TOKEN_BEDROCK": "secrets.bedrock_token",
     "OPENAI_API_KEY": "secrets.openai_api_key",
     "OPENAI_BASE_URL": "openai_base_url",
     "OPENAI_MODEL": "openai.model",
@@ -286,6 +321,11 @@ def load(
         raise MachineUnfit(
             f"Corral's settings cannot be used: {error}. See `corral serve --help` and corral.toml."
         ) from error
+
+
+def set_default(variable: str, value: str) -> None:
+    """Tell a library something that it reads from the environment only, unless the operator has said otherwise."""
+    os.environ.setdefault(variable, value)
 
 
 def _decode(kind: type, value: object) -> object:

@@ -82,14 +82,15 @@ async def _not_set(_: Request) -> Response:
 class Hanging:
     """A handler that sends a beginning and then nothing, and notices when the client goes."""
 
-    def __init__(self, beginning: str) -> None:
+    def __init__(self, beginning: str | bytes, kind: str = "text/event-stream") -> None:
         self.beginning = beginning
+        self.kind = kind
         self.gone = threading.Event()
 
     async def __call__(self, _: Request) -> Response:
-        return StreamingResponse(self._body(), media_type="text/event-stream")
+        return StreamingResponse(self._body(), media_type=self.kind)
 
-    async def _body(self) -> AsyncIterator[str]:
+    async def _body(self) -> AsyncIterator[str | bytes]:
         try:
             yield self.beginning
             await anyio.sleep_forever()

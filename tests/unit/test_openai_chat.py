@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 import pytest
 
+from corral.config import SystemRole
 from corral.domain.content import (
     Base64Source,
     DocumentBlock,
@@ -381,5 +382,24 @@ def test_everything_else_becomes_words_or_is_left_out() -> None:
     thinking = (ThinkingBlock(thinking="hm", signature="s"), RedactedThinkingBlock(data="x"))
     told = PromptMessage(role="system", content=(TextBlock(text="From now on be brief."),))
     assert messages_of(PromptMessage(role="assistant", content=thinking), user(TextBlock(text="")), told) == [
-        {"role": "system", "content": "From now on be brief."}
+        {"role": "user", "content": "<system>\nFrom now on be brief.\n</system>"}
+    ]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system_messages_go_in_the_role_that_was_chosen(role: SystemRole) -> None:
+    told = PromptMessage(role="system", content=(TextBlock(text="Be brief."),))
+    request = msgspec.structs.replace(REQUEST, messages=(user(TextBlock(text="hi")), told))
+    body = msgspec.json.decode(encode_chat(request, official=False, later_system=role), type=Json)
+    assert body["messages"] == [{"role": "user", "content": "hi"}, {"role": role, "content": "Be brief."}]
+
+
+def test_where_templates_want_turns_a_system_message_joins_the_users() -> None:
+    told = PromptMessage(role="system", content=(TextBlock(text="Be brief."),))
+    answer = PromptMessage(role="assistant", content=(TextBlock(text="Yes?"),))
+    said = [user(TextBlock(text="hi")), answer, told, user(TextBlock(text="Who?"))]
+    assert messages_of(*said) == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "<system>\nBe brief.\n</system>\n\nWho?"},
     ]

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from corral.domain.content import (
     Base64Source,
@@ -27,6 +29,7 @@ from corral.domain.inference import (
     TextDelta,
     ToolSpec,
 )
+from corral.providers.messages_request import encode_request
 from corral.providers.openai import OpenAIProvider
 from corral.providers.openai_responses import encode_responses
 from tests.unit.openai_server import (
@@ -237,6 +240,7 @@ def test_a_plain_request_asks_for_nothing_to_be_stored() -> None:
         "model": "m",
         "stream": True,
         "store": False,
+        "include": ["reasoning.encrypted_content"],
         "max_output_tokens": 100,
         "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
     }
@@ -293,3 +297,72 @@ def test_documents_are_files() -> None:
             ],
         }
     ]
+
+
+async def test_reasoning_is_asked_for_sealed_and_goes_back_before_its_call(
+    server: Counterpart, provider: OpenAIProvider
+) -> None:
+    reasoning: Json = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "SEALED=="}
+    call: Json = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "t", "arguments": "{}"}
+    server.answers(responses(added(0, type="reasoning", id="rs_1"), done(0, **reasoning), done(1, **call)))
+    first = await response_of(provider)
+    assert first.content == (
+        ThinkingBlock(thinking="", signature="responses:SEALED=="),
+        ToolUseBlock(id="c1", name="t", input={}),
+    )
+    result = ToolResultBlock(tool_use_id="c1", content=(TextBlock(text="ok"),))
+    messages = (*REQUEST.messages, PromptMessage(role="assistant", content=first.content), user(result))
+    server.answers(responses(*RESPONSES_HELLO))
+    await response_of(provider, msgspec.structs.replace(REQUEST, messages=messages))
+    body = msgspec.json.decode(server.bodies[-1], type=Json)
+    assert (body["include"], body["store"]) == (["reasoning.encrypted_content"], False)
+    assert body["input"] == [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "reasoning", "summary": [], "encrypted_content": "SEALED=="},
+        {"type": "function_call", "call_id": "c1", "name": "t", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "ok"},
+    ]
+
+
+async def test_a_model_without_reasoning_is_asked_again_without_it_and_remembered(
+    server: Counterpart, provider: OpenAIProvider
+) -> None:
+    async def handler(request: Request) -> Response:
+        if "include" in msgspec.json.decode(await request.body(), type=Json):
+            said = {"error": {"message": "Encrypted content is not supported with this model.", "param": "include"}}
+            return Response(msgspec.json.encode(said), 400, {"content-type": "application/json"})
+        return Response(responses(*RESPONSES_HELLO), 200, {"content-type": "text/event-stream"})
+
+    server.handler = handler
+    for _ in range(2):
+        assert (await response_of(provider)).content == (TextBlock(text="Hello"),)
+    assert ["include" in msgspec.json.decode(body, type=Json) for body in server.bodies] == [True, False, False]
+
+
+def test_thinking_of_other_wires_stays_behind() -> None:
+    blocks = (ThinkingBlock(thinking="hm", signature="EqQB"), ThinkingBlock(thinking="hm"), TextBlock(text="so"))
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "so"}]}
+    assert input_of(PromptMessage(role="assistant", content=blocks)) == [said]
+    sealed = (ThinkingBlock(thinking="", signature="responses:x"), TextBlock(text="so"))
+    request = msgspec.structs.replace(REQUEST, messages=(PromptMessage(role="assistant", content=sealed),))
+    assert msgspec.json.decode(encode_request(request), type=Json)["messages"] == [
+        {"role": "assistant", "content": [{"type": "text", "text": "so"}]}
+    ]
+
+
+def test_system_messages_go_in_the_role_that_the_server_takes() -> None:
+    told = PromptMessage(role="system", content=(TextBlock(text="Be brief."),))
+    request = msgspec.structs.replace(REQUEST, messages=(*REQUEST.messages, told))
+    for role in ("system", "developer"):
+        items = msgspec.json.decode(encode_responses(request, later_system=role))["input"]
+        assert [item["role"] for item in items] == ["user", role]
+    (item,) = msgspec.json.decode(encode_responses(request, later_system="user"))["input"]
+    assert [part["text"] for part in item["content"]] == ["hi", "<system>\nBe brief.\n</system>"]
+
+
+@pytest.mark.requirement("F002")
+def test_fast_is_openais_priority_and_nobody_elses() -> None:
+    fast = msgspec.structs.replace(REQUEST, speed="fast")
+    assert msgspec.json.decode(encode_responses(fast, official=True))["service_tier"] == "priority"
+    assert "service_tier" not in msgspec.json.decode(encode_responses(fast))
+    assert "service_tier" not in msgspec.json.decode(encode_responses(REQUEST, official=True))

@@ -91,6 +91,10 @@ class RedactedBlock(Block, frozen=True, kw_only=True, tag="redacted"):
     """Content withheld by the server. Never accepted from a client."""
 
 
+SEALED_BY_RESPONSES = "responses:"
+"""Begins a signature that holds reasoning as a Responses server sealed it. Only such a server can open it."""
+
+
 class ThinkingBlock(Block, frozen=True, kw_only=True, tag="thinking"):
     """A model's reasoning. Kept beside the log for replay, never shown on the wire."""
 

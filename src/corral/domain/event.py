@@ -313,6 +313,8 @@ class SpanModelRequestEnd(Event, frozen=True, kw_only=True, tag="span.model_requ
     model_request_start_id: str
     is_error: bool = False
     model_usage: SpanModelUsage = SpanModelUsage()
+    model: str | UnsetType = UNSET
+    """Ours, not the contract's: who answered, when it was the fallback of the session's model."""
 
 
 ClientEvent: TypeAlias = UserMessage | SystemMessage | UserInterrupt | UserToolConfirmation | UserCustomToolResult

@@ -12,6 +12,7 @@ import msgspec
 from corral.domain.content import AssistantBlock, JsonObject, PromptBlock
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+Effort: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
 
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +38,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[PromptMessage, ...]
     tools: tuple[ToolSpec, ...]
     output_tokens_max: int
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     """None leaves the model's own default."""
     speed: Literal["standard", "fast"] = "standard"
     answer_bytes_max: int = ANSWER_BYTES_MAX
@@ -70,6 +71,20 @@ class TextDelta(msgspec.Struct, frozen=True):
     text: str
 
 
+class AnswerRestarted(msgspec.Struct, frozen=True):
+    """All that came so far is void: `model` answers from the beginning, because of `reason`."""
+
+    model: str
+    reason: str
+
+
+class UsedBy(msgspec.Struct, frozen=True):
+    """What one model took."""
+
+    model: str
+    usage: ModelUsage
+
+
 class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The whole answer; always the last chunk of a successful stream."""
 
@@ -80,6 +95,14 @@ class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     refusal_explanation: str | None = None
     malformed_tool_inputs: tuple[str, ...] = ()
     """Ids of tool calls whose input the model wrote as broken JSON; their `input` is empty."""
+    model: str | None = None
+    """Who answered, if not the model that was asked but its fallback."""
+    others: tuple[UsedBy, ...] = ()
+    """What models took for this request whose answers were not used."""
+
+    def used(self, asked: str) -> tuple[UsedBy, ...]:
+        """What every model took for this request; `asked` is the model that it named."""
+        return (*self.others, UsedBy(self.model or asked, self.usage))
 
 
-ModelChunk: TypeAlias = BlockStarted | TextDelta | ModelResponse
+ModelChunk: TypeAlias = BlockStarted | TextDelta | AnswerRestarted | ModelResponse

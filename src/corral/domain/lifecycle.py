@@ -251,7 +251,11 @@ def _context_tokens(state: SessionState, event: ev.SpanModelRequestEnd, tokens: 
     """The answer becomes part of the next prompt. A prompt that did not fit is longer than any window."""
     if tokens.overflowed:
         return OVERFLOWED_TOKENS
-    return state.context_tokens if event.is_error else prompt_tokens(tokens) + tokens.output_tokens
+    if event.is_error:
+        return state.context_tokens
+    if tokens.conversation_tokens is not None:
+        return tokens.conversation_tokens
+    return prompt_tokens(tokens) + tokens.output_tokens
 
 
 def _pending(event: ev.AgentToolUse | ev.AgentCustomToolUse) -> PendingCall:

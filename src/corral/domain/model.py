@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from corral.domain.inference import Effort
 from corral.domain.usage import Price
 
 Lifecycle: TypeAlias = Literal["active", "deprecated", "retired"]
@@ -164,6 +165,21 @@ class Catalogue:
         """Tokens that a model id or alias can take in; None when nobody knows."""
         listed = self._by_name.get(model_id)
         return None if listed is None else listed.model.max_input_tokens
+
+    def efforts(self, model_id: str) -> tuple[Effort, ...] | None:
+        """Levels of effort that a model id or alias takes, lowest first; None when nobody knows."""
+        listed = self._by_name.get(model_id)
+        if listed is None or listed.model.capabilities is None:
+            return None
+        support = listed.model.capabilities.effort
+        levels: dict[Effort, Support] = {
+            "low": support.low,
+            "medium": support.medium,
+            "high": support.high,
+            "xhigh": support.xhigh,
+            "max": support.max,
+        }
+        return tuple(level for level, each in levels.items() if each.supported)
 
     def supports_system_messages(self, model_id: str) -> bool:
         """Whether the model takes system messages in mid-conversation. Only models known not to are refused."""

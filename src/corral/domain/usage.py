@@ -94,6 +94,8 @@ class RequestTokens(msgspec.Struct, frozen=True, kw_only=True):
     """The request was refused because the prompt did not fit."""
     paused: bool = False
     """The model stopped in the middle (`pause_turn`) and goes on when it is asked again."""
+    conversation_tokens: int | None = None
+    """Prompt and answer of the conversation alone, where the counts are of more than one request."""
 
 
 def token_cost_microdollars(tokens: RequestTokens, price: Price) -> int:

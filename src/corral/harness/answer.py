@@ -7,7 +7,7 @@ each tool call's id replaced by its event's id so that providers and log speak o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from corral.domain import event as ev
 from corral.domain import turn
 from corral.domain.content import AssistantBlock, RedactedThinkingBlock, TextBlock, ThinkingBlock, ToolUseBlock
 from corral.domain.ids import new_id
-from corral.domain.inference import ModelResponse, ModelUsage
+from corral.domain.inference import ModelResponse, ModelUsage, UsedBy
 from corral.domain.lifecycle import Append, Change
 from corral.domain.model import ListPrice
 from corral.domain.session import Session, SessionState
@@ -44,9 +44,10 @@ class Answer(NamedTuple):
     """Error results of calls that cannot run."""
     replay: bytes | None
     """The exact blocks; None for an empty answer."""
-    usage: ModelUsage
     tokens: RequestTokens
     refusal: ev.RefusalDetails | None
+    model: str | None
+    """Who answered, if not the model that was asked."""
 
 
 def read(
@@ -56,7 +57,7 @@ def read(
     *,
     custom_tools: frozenset[str],
     known_tools: frozenset[str],
-    price: ListPrice | None,
+    tokens: RequestTokens,
 ) -> Answer:
     """Translate a response. `verdicts` holds the permission of each built-in call by the model's id for it."""
     events: list[ev.AnyEvent] = []
@@ -94,12 +95,10 @@ def read(
         tuple(events),
         tuple(results),
         _ENCODER.encode(replay) if replay else None,
-        response.usage,
         # A pause in which nothing was said would be asked about again and again.
-        msgspec.structs.replace(
-            cost(response.usage, price), paused=response.stop_reason == "pause_turn" and bool(replay)
-        ),
+        msgspec.structs.replace(tokens, paused=response.stop_reason == "pause_turn" and bool(replay)),
         _refusal(response),
+        response.model,
     )
 
 
@@ -108,8 +107,8 @@ def commit_answer(
 ) -> list[Change]:
     """The changes that put the answer into the log, and end the turn if the model refused."""
     changes: list[Change] = [Append(event) for event in answer.events]
-    usage = msgspec.structs.replace(span_usage(answer.usage), speed=session.agent.model.speed)
-    end = ev.SpanModelRequestEnd(id=new_id("sevt"), model_request_start_id=request_id, model_usage=usage)
+    usage = msgspec.structs.replace(span_usage(answer.tokens), speed=session.agent.model.speed)
+    end = request_end(request_id, usage, answer.model)
     changes.append(Append(end, tokens=answer.tokens, private=answer.replay))
     changes += [Append(result) for result in answer.results]
     if answer.refusal is not None:
@@ -117,7 +116,17 @@ def commit_answer(
     return changes
 
 
-def span_usage(usage: ModelUsage) -> ev.SpanModelUsage:
+def request_end(request_id: str, usage: ev.SpanModelUsage, model: str | None) -> ev.SpanModelRequestEnd:
+    """The end of a request; `model` is named when it was a fallback."""
+    return ev.SpanModelRequestEnd(
+        id=new_id("sevt"),
+        model_request_start_id=request_id,
+        model_usage=usage,
+        model=msgspec.UNSET if model is None else model,
+    )
+
+
+def span_usage(usage: RequestTokens) -> ev.SpanModelUsage:
     """Usage as a span shows it."""
     return ev.SpanModelUsage(
         input_tokens=usage.input_tokens,
@@ -125,6 +134,18 @@ def span_usage(usage: ModelUsage) -> ev.SpanModelUsage:
         cache_read_input_tokens=usage.cache_read_input_tokens,
         cache_creation_input_tokens=usage.cache_creation_5m_input_tokens + usage.cache_creation_1h_input_tokens,
     )
+
+
+def total(used: Iterable[UsedBy], price: Callable[[str], ListPrice | None]) -> RequestTokens:
+    """What several models used, each at its own price. The cost is known only if every price is."""
+    sums = RequestTokens(cost_microdollars=0)
+    for model, usage in ((each.model, each.usage) for each in used):
+        one = cost(usage, price(model))
+        counts = {name: getattr(sums, name) + count for name, count in msgspec.structs.asdict(usage).items()}
+        known = sums.cost_microdollars is not None and one.cost_microdollars is not None
+        money = (sums.cost_microdollars or 0) + (one.cost_microdollars or 0) if known else None
+        sums = RequestTokens(**counts, cost_microdollars=money)
+    return sums
 
 
 def cost(usage: ModelUsage, price: ListPrice | None) -> RequestTokens:

@@ -10,21 +10,24 @@ from contextlib import aclosing
 
 import anyio
 import msgspec
+import structlog
 
 from corral.domain import event as ev
 from corral.domain.agent import DEFAULT_EFFORT
 from corral.domain.content import ToolUseBlock
 from corral.domain.inference import (
+    AnswerRestarted,
     BlockStarted,
     ModelChunk,
     ModelRequest,
     ModelResponse,
-    ModelUsage,
     PromptMessage,
     TextDelta,
+    UsedBy,
 )
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import CustomTool
+from corral.domain.usage import RequestTokens, prompt_tokens
 from corral.errors import ProviderError, ProviderUnreachable
 from corral.harness import answer as answers
 from corral.harness.context import Context
@@ -33,6 +36,8 @@ from corral.harness.judge import judge
 from corral.harness.parts import Parts
 from corral.harness.permissions import Verdict, evaluate
 from corral.harness.prompt import sandbox_tools, system_text, tool_specs
+
+log = structlog.get_logger(__name__)
 
 
 async def ask(parts: Parts, session: Session, state: SessionState, context: Context) -> answers.Answer | ProviderError:
@@ -54,15 +59,22 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
         response = await _stream(parts, request, draft)
     except ProviderError as error:
         return error
-    verdicts, usage = await _judged(parts, session, context, response)
+    verdicts, judging = await _judged(parts, session, context, response)
     return answers.read(
-        msgspec.structs.replace(response, usage=usage),
+        response,
         draft,
         verdicts,
         custom_tools=frozenset(tool.name for tool in session.agent.tools if isinstance(tool, CustomTool)),
         known_tools=frozenset(parts.tools),
-        price=parts.price(session.agent.model.id),
+        tokens=_tokens(parts, model.id, response, judging),
     )
+
+
+def _tokens(parts: Parts, asked: str, response: ModelResponse, judging: list[UsedBy]) -> RequestTokens:
+    """All that the answer took; beside it the length of the conversation, of which other requests are no part."""
+    tokens = answers.total([*response.used(asked), *judging], parts.price)
+    alone = answers.cost(response.usage, None)
+    return msgspec.structs.replace(tokens, conversation_tokens=prompt_tokens(alone) + alone.output_tokens)
 
 
 async def _messages(parts: Parts, session: Session, context: Context) -> tuple[PromptMessage, ...]:
@@ -87,6 +99,9 @@ async def _stream(parts: Parts, request: ModelRequest, draft: Draft) -> ModelRes
                     draft.started(chunk)
                 case TextDelta():
                     draft.text(chunk)
+                case AnswerRestarted():
+                    draft.restarted()
+                    log.warning("model_fallback", asked=request.model, model=chunk.model, reason=chunk.reason)
                 case ModelResponse():
                     return chunk
                 case None:
@@ -95,25 +110,18 @@ async def _stream(parts: Parts, request: ModelRequest, draft: Draft) -> ModelRes
 
 async def _judged(
     parts: Parts, session: Session, context: Context, response: ModelResponse
-) -> tuple[dict[str, Verdict], ModelUsage]:
-    """The permission of each built-in call of the answer, and what all of it took, the judge's requests included."""
+) -> tuple[dict[str, Verdict], list[UsedBy]]:
+    """The permission of each built-in call of the answer, and what asking the judge took."""
     available = frozenset(sandbox_tools(session.agent, parts.tools))
     verdicts: dict[str, Verdict] = {}
-    usage = response.usage
+    used: list[UsedBy] = []
 
     async def ask_judge(call: ToolUseBlock) -> ev.AutoAllow | ev.AutoAsk | ev.AutoDeny:
-        nonlocal usage
         judgement = await judge(parts.provider, session.agent, context.messages, call)
-        usage = sum_of(usage, judgement.usage)
+        used.extend(judgement.used)
         return judgement.verdict
 
     for block in response.content:
         if isinstance(block, ToolUseBlock):
             verdicts[block.id] = await evaluate(session.agent, block, available, ask_judge)
-    return verdicts, usage
-
-
-def sum_of(one: ModelUsage, other: ModelUsage) -> ModelUsage:
-    """Tokens of two requests together."""
-    added = {name: count + getattr(other, name) for name, count in msgspec.structs.asdict(one).items()}
-    return ModelUsage(**added)
+    return verdicts, used

@@ -31,7 +31,7 @@ from corral.domain.lifecycle import Append, Change
 from corral.domain.session import Session
 from corral.domain.usage import RequestTokens
 from corral.errors import ProviderError, ProviderUnreachable
-from corral.harness.answer import cost, span_usage
+from corral.harness.answer import request_end, span_usage, total
 from corral.harness.context import Condensed, Context
 from corral.harness.parts import Parts
 
@@ -75,15 +75,13 @@ async def compact(parts: Parts, session: Session, context: Context) -> Compactio
     summary = "\n".join(block.text for block in response.content if isinstance(block, TextBlock)).strip()
     if not summary:
         return ProviderUnreachable("The model gave no summary of the conversation.")
-    tokens = cost(response.usage, parts.price(session.agent.model.id))
+    tokens = total(response.used(session.agent.model.id), parts.price)
     return Compaction(Condensed(summary=summary, kept=kept), response, tokens)
 
 
 def commit_compaction(compaction: Compaction, request_id: str) -> list[Change]:
     """The changes that put the condensed form into the log."""
-    end = ev.SpanModelRequestEnd(
-        id=new_id("sevt"), model_request_start_id=request_id, model_usage=span_usage(compaction.response.usage)
-    )
+    end = request_end(request_id, span_usage(compaction.tokens), compaction.response.model)
     return [
         Append(end, tokens=compaction.tokens),
         Append(ev.AgentThreadContextCompacted(id=new_id("sevt")), private=msgspec.json.encode(compaction.condensed)),

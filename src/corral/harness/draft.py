@@ -43,6 +43,12 @@ class Draft:
             self._announce(block)
         self._last = (block.index, block.kind)
 
+    def restarted(self) -> None:
+        """Another model begins anew: what was announced so far is followed by nothing, and no id is used again."""
+        self._ids.clear()
+        self._place.clear()
+        self._last = None
+
     def text(self, delta: TextDelta) -> None:
         """More text for a block."""
         if delta.index not in self._ids:

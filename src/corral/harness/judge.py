@@ -17,7 +17,7 @@ import msgspec
 from corral.domain import event as ev
 from corral.domain.agent import SessionAgent
 from corral.domain.content import TextBlock, ToolUseBlock
-from corral.domain.inference import ModelRequest, ModelResponse, ModelUsage, PromptMessage
+from corral.domain.inference import ModelRequest, ModelResponse, PromptMessage, UsedBy
 from corral.errors import ProviderError
 from corral.interfaces import Provider
 
@@ -35,7 +35,7 @@ class Judgement(NamedTuple):
     """What the judge said, and what asking cost."""
 
     verdict: ev.AutoAllow | ev.AutoAsk | ev.AutoDeny
-    usage: ModelUsage
+    used: tuple[UsedBy, ...] = ()
 
 
 async def judge(
@@ -52,10 +52,10 @@ async def judge(
     try:
         async for chunk in provider.stream(request):
             if isinstance(chunk, ModelResponse):
-                return Judgement(_parse(chunk), chunk.usage)
+                return Judgement(_parse(chunk), chunk.used(agent.model.id))
     except ProviderError:
         pass
-    return Judgement(ev.AutoAsk(), ModelUsage())
+    return Judgement(ev.AutoAsk())
 
 
 def _question(messages: Iterable[PromptMessage], call: ToolUseBlock) -> str:

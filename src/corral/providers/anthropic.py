@@ -1,4 +1,4 @@
-"""Anthropic's models, or any other server that speaks the Messages API at `base_url`.
+"""Anthropic's models, there or in a cloud, or any other server that speaks the Messages API at `base_url`.
 
 Only what is peculiar to this API is here; the conversation itself is `messages_wire.py`.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 
 from corral.domain.inference import ModelChunk, ModelRequest
-from corral.errors import MachineUnfit
+from corral.errors import MachineUnfit, ProviderRefused
+from corral.providers.messages_clouds import Cloud
 from corral.providers.messages_request import WireRequest, encode_request
 from corral.providers.messages_wire import MessagesClient
 
@@ -25,9 +26,16 @@ class AnthropicProvider:
         api_key: str | None = None,
         auth_token: str | None = None,
         base_url: str | None = None,
+        cloud: Cloud | None = None,
         idle_seconds: float = 600.0,
     ) -> None:
-        """Raises `MachineUnfit` when Anthropic itself is to be asked and there is no key."""
+        """With a `cloud`, its own credentials hold. Raises `MachineUnfit` when its library is not installed, and when
+        Anthropic itself is to be asked and there is no key."""
+        self._cloud = cloud
+        if cloud is not None:
+            cloud.require()
+            self._client = MessagesClient(cloud=cloud, idle_seconds=idle_seconds)
+            return
         if not (api_key or auth_token or base_url):
             raise MachineUnfit("There is no key for Anthropic. Set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL.")
         self._client = MessagesClient(
@@ -35,7 +43,9 @@ class AnthropicProvider:
         )
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
-        """Ask the model; see `Provider.stream`."""
+        """Ask the model; see `Provider.stream`. Raises `ProviderRefused` for fast mode in a cloud."""
+        if self._cloud is not None and request.speed == "fast":
+            raise ProviderRefused(f"There is no fast mode on {self._cloud.name}.")
         extras, headers = _options(request)
         body = encode_request(request, extras=extras, cached=True)
         return self._client.stream(WireRequest(body, headers, request.answer_bytes_max))

@@ -82,8 +82,9 @@ class Bounded:
     is the response's own.
     """
 
-    def __init__(self, response: Response, bytes_max: int) -> None:
-        self._response, self._bytes_max = response, bytes_max
+    def __init__(self, response: Response, bytes_max: int, *, framed: bool = False) -> None:
+        """`framed`: events have a length of their own, which whoever reads them bounds; blank lines mean nothing."""
+        self._response, self._bytes_max, self._framed = response, bytes_max, framed
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._response, name)
@@ -100,17 +101,17 @@ class Bounded:
             end = last[-3:]
             if whole > self._bytes_max:
                 raise ProviderUnreachable(f"The model server's answer has more than {self._bytes_max} bytes.")
-            if event > self._bytes_max // EVENT_SHARE:
+            if event > self._bytes_max // EVENT_SHARE and not self._framed:
                 raise ProviderUnreachable(
                     f"The model server sent an event of more than {self._bytes_max // EVENT_SHARE} bytes."
                 )
             yield piece
 
 
-async def instead_of_events(response: Response) -> Instead | None:
-    """What came in place of events; None when it is events."""
+async def instead_of_events(response: Response, expected: str = "text/event-stream") -> Instead | None:
+    """What came in place of events of the expected type; None when it is events."""
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "text/event-stream":
+    if kind == expected:
         return None
     body = b""
     async for piece in response.aiter_bytes():

@@ -20,6 +20,7 @@ from corral.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
+from corral.providers.messages_clouds import BY_EXCEPTION
 
 if TYPE_CHECKING:
     from anthropic import APIStatusError
@@ -69,7 +70,7 @@ def http_error(error: APIStatusError, secrets: Collection[str]) -> ProviderError
 def stream_error(body: object, secrets: Collection[str]) -> ProviderError:
     """The error for an `error` event, or for an error body sent in place of a stream."""
     kind, text = body_error(body)
-    family = _reworded(BY_TYPE.get(kind, ProviderUnreachable), kind, text)
+    family = _reworded(BY_TYPE.get(kind) or BY_EXCEPTION.get(kind, ProviderUnreachable), kind, text)
     return family(clean(f"The model server broke off: {text or kind or 'no reason given'}", secrets))
 
 
@@ -77,11 +78,12 @@ def body_error(body: object) -> tuple[str, str]:
     """`error.type` and `error.message` of an error body, empty where there are none."""
     if not isinstance(body, Mapping):
         return "", ""
-    error = cast("Mapping[str, object]", body).get("error")
+    whole = cast("Mapping[str, object]", body)
+    error = whole.get("error")
     if isinstance(error, str):
         return "", error
     if not isinstance(error, Mapping):
-        return "", ""
+        return "", str(whole.get("message") or "")  # as Bedrock writes them
     fields = cast("Mapping[str, object]", error)
     return str(fields.get("type") or ""), str(fields.get("message") or "")
 

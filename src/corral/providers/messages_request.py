@@ -1,7 +1,8 @@
 """A `ModelRequest` as the body of a Messages API request.
 
 The same request always gives the same bytes, so that servers can cache prompts by prefix. What the API refuses is
-left out here: empty text, messages without content, thinking that carries no signature or that ends a message.
+left out here: empty text, messages without content, thinking that carries no signature or another wire's, or that ends
+a message.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from corral.domain.content import PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock
+from corral.domain.content import SEALED_BY_RESPONSES, PromptBlock, TextBlock, ThinkingBlock, ToolResultBlock
 from corral.domain.inference import ANSWER_BYTES_MAX, ModelRequest, PromptMessage
 from corral.providers.messages_cache import with_breakpoints
 
@@ -56,7 +57,9 @@ def _blocks(content: Iterable[PromptBlock]) -> Iterable[dict[str, object]]:
     for block in content:
         if isinstance(block, TextBlock) and not block.text.strip():
             continue
-        if isinstance(block, ThinkingBlock) and not block.signature:
+        if isinstance(block, ThinkingBlock) and (
+            not block.signature or block.signature.startswith(SEALED_BY_RESPONSES)
+        ):
             continue
         yield _tool_result(block) if isinstance(block, ToolResultBlock) else _plain(block)
 

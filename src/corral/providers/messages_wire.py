@@ -17,9 +17,10 @@ import anyio.to_thread
 import msgspec
 
 from corral.domain.inference import ModelChunk
-from corral.errors import ProviderUnreachable
+from corral.errors import ProviderRefused, ProviderUnreachable
 from corral.providers.messages_answer import Answer
 from corral.providers.messages_body import Bounded, instead_of_events, shorten_error
+from corral.providers.messages_clouds import AMAZON_EVENTS, Cloud
 from corral.providers.messages_errors import clean, http_error, stream_error, unreachable
 from corral.providers.messages_request import WireRequest
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import httpx2
     from anthropic import AsyncAnthropic, AsyncStream
     from anthropic._streaming import ServerSentEvent
+    from anthropic.lib.bedrock import AsyncAnthropicBedrock
+    from anthropic.lib.vertex import AsyncAnthropicVertex
 
 CLOSE_SECONDS_MAX = 2.0
 """How much is read of a body that should have been a stream, to say what it is."""
@@ -42,7 +45,8 @@ class MessagesClient:
     def __init__(
         self,
         *,
-        base_url: str,
+        base_url: str | None = None,
+        cloud: Cloud | None = None,
         api_key: str | None = None,
         auth_token: str | None = None,
         idle_seconds: float = 600.0,
@@ -50,13 +54,15 @@ class MessagesClient:
         proxies: bool = True,
     ) -> None:
         self._base_url = base_url
+        self._cloud = cloud
         self._api_key = api_key
         self._auth_token = auth_token
         self._idle_seconds = idle_seconds
         self._connect_seconds = connect_seconds
         self._proxies = proxies
-        self._client: AsyncAnthropic | None = None
-        self._secrets = [secret for secret in (api_key, auth_token) if secret and len(secret) >= 8]
+        self._client: AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicVertex | None = None
+        secrets = (api_key, auth_token, cloud.token if cloud else None)
+        self._secrets = [secret for secret in secrets if secret and len(secret) >= 8]
 
     async def stream(self, request: WireRequest) -> AsyncGenerator[ModelChunk]:
         """Send the request; yield previews as they come and the whole answer last. Raises `ProviderError` only."""
@@ -81,13 +87,12 @@ class MessagesClient:
     async def _exchange(self, request: WireRequest) -> AsyncGenerator[AsyncGenerator[ServerSentEvent]]:
         """The server's events. Leaving closes the connection; what the SDK or the transport raise becomes ours."""
         anthropic, transport = await anyio.to_thread.run_sync(_import_sdk)
+        misused, unreached = await anyio.to_thread.run_sync(self._cloud.failures) if self._cloud else ((), ())
         try:
             stream = await self._send(anthropic, request)
             try:
                 await self._expect_events(stream)
-                bounded = cast("httpx2.Response", Bounded(stream.response, request.answer_bytes_max))
-                events = cast("AsyncGenerator[ServerSentEvent]", stream.raw_events(bounded))
-                async with aclosing(events):
+                async with aclosing(self._events(stream, request.answer_bytes_max)) as events:
                     yield events
             finally:
                 # A cancelled reader must still cut the connection, or the server goes on generating.
@@ -97,10 +102,17 @@ class MessagesClient:
             raise http_error(error, self._secrets) from error
         except (anthropic.AnthropicError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
             raise unreachable(error, self._secrets) from error
+        except unreached as error:
+            raise unreachable(error, self._secrets) from error
+        except misused as error:
+            raise self._no_access(error) from error
         except UnicodeDecodeError as error:
             raise ProviderUnreachable("The model server's answer is not UTF-8.") from error
 
     async def _send(self, anthropic: ModuleType, request: WireRequest) -> AsyncStream[object]:
+        stream_cls = cast("type[AsyncStream[object]]", anthropic.AsyncStream[object])
+        if self._cloud is not None:
+            return await self._send_to_cloud(anthropic, request, stream_cls)
         if self._client is None:
             self._client = self._connect(anthropic)
         return await self._client.post(
@@ -109,11 +121,39 @@ class MessagesClient:
             cast_to=object,
             options={"headers": {"content-type": "application/json", **request.headers}},
             stream=True,
-            stream_cls=cast("type[AsyncStream[object]]", anthropic.AsyncStream[object]),
+            stream_cls=stream_cls,
         )
 
-    def _connect(self, anthropic: ModuleType) -> AsyncAnthropic:
+    async def _send_to_cloud(
+        self, anthropic: ModuleType, request: WireRequest, stream_cls: type[AsyncStream[object]]
+    ) -> AsyncStream[object]:
+        """The cloud clients take the body apart, to put the model into the address, so they must have it unencoded."""
+        try:
+            if self._client is None:
+                self._client = self._connect(anthropic)
+            return await self._client.post(
+                "/v1/messages",
+                body=msgspec.json.decode(request.body, type=dict[str, object]),
+                cast_to=object,
+                options={"headers": request.headers},
+                stream=True,
+                stream_cls=stream_cls,
+            )
+        except (ValueError, RuntimeError) as error:
+            # No region, no project, no credentials: this is how the SDK says so.
+            raise self._no_access(error) from error
+
+    def _no_access(self, error: Exception) -> ProviderRefused:
+        place = self._cloud.name if self._cloud else ""
+        return ProviderRefused(clean(f"There is no access to {place}: {error}", self._secrets))
+
+    def _connect(self, anthropic: ModuleType) -> AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicVertex:
         timeout = anthropic.Timeout(self._idle_seconds, connect=self._connect_seconds)
+        http_client = anthropic.DefaultAsyncHttpxClient(
+            timeout=timeout, trust_env=self._proxies, event_hooks={"response": [shorten_error]}
+        )
+        if self._cloud is not None:
+            return self._cloud.client(anthropic, timeout, http_client)
         return anthropic.AsyncAnthropic(
             # The SDK would look for keys of its own in the environment and in the home directory.
             api_key=self._api_key if self._api_key or self._auth_token else "none",
@@ -121,13 +161,19 @@ class MessagesClient:
             base_url=self._base_url,
             max_retries=0,
             timeout=timeout,
-            http_client=anthropic.DefaultAsyncHttpxClient(
-                timeout=timeout, trust_env=self._proxies, event_hooks={"response": [shorten_error]}
-            ),
+            http_client=http_client,
         )
 
+    def _events(self, stream: AsyncStream[object], bytes_max: int) -> AsyncGenerator[ServerSentEvent]:
+        if self._cloud is not None and self._cloud.framed:
+            events = self._cloud.events(Bounded(stream.response, bytes_max, framed=True).aiter_bytes())
+        else:
+            events = stream.raw_events(cast("httpx2.Response", Bounded(stream.response, bytes_max)))
+        return cast("AsyncGenerator[ServerSentEvent]", events)
+
     async def _expect_events(self, stream: AsyncStream[object]) -> None:
-        instead = await instead_of_events(stream.response)
+        framed = self._cloud is not None and self._cloud.framed
+        instead = await instead_of_events(stream.response, AMAZON_EVENTS if framed else "text/event-stream")
         if instead is None:
             return
         if instead.value is not None and "error" in instead.value:

@@ -8,6 +8,7 @@ that happens in a thread, on the first request.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from types import ModuleType
@@ -17,9 +18,9 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from corral.config import OpenAIWire
+from corral.config import OpenAIWire, SystemRole
 from corral.domain.inference import ModelChunk, ModelRequest
-from corral.errors import MachineUnfit, ProviderUnreachable
+from corral.errors import MachineUnfit, ProviderRefused, ProviderUnreachable
 from corral.providers.messages_body import Bounded, instead_of_events, shorten_error
 from corral.providers.messages_errors import clean, unreachable
 from corral.providers.openai_answer import Answer, ServerFault
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 
 BASE_URL = "https://api.openai.com/v1"
 CLOSE_SECONDS_MAX = 2.0
+"""How much is read of a body that should have been a stream, to say what it is."""
+NOT_SEALED = re.compile(r"encrypted|\binclude\b", re.I)
 USAGE_SECONDS_MAX = 5.0
 """How long a finished answer waits for its usage, and for the end of the stream."""
-"""How much is read of a body that should have been a stream, to say what it is."""
 
 
 class Question(NamedTuple):
@@ -61,6 +63,7 @@ class OpenAIProvider:
         api_key: str | None = None,
         base_url: str | None = None,
         wire: OpenAIWire | None = None,
+        system_role: SystemRole | None = None,
         idle_seconds: float = 600.0,
         connect_seconds: float = 10.0,
     ) -> None:
@@ -70,6 +73,9 @@ class OpenAIProvider:
         self._base_url = base_url or BASE_URL
         self._official = (urlsplit(self._base_url).hostname or "").endswith("api.openai.com")
         self._wire: OpenAIWire = wire or ("responses" if self._official else "chat")
+        self._system_role: SystemRole = system_role or ("system" if self._official else "user")
+        self._unsealed: set[str] = set()
+        """Models that have refused to give their reasoning away, mostly because they have none."""
         self._api_key = api_key
         self._idle_seconds = idle_seconds
         self._connect_seconds = connect_seconds
@@ -77,8 +83,21 @@ class OpenAIProvider:
         self._secrets = [api_key] if api_key and len(api_key) >= 8 else []
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
-        """Ask the model; see `Provider.stream`. `speed` means nothing here."""
-        question = self.question(request)
+        """Ask the model; see `Provider.stream`. `speed` means something to OpenAI itself only."""
+        try:
+            async with aclosing(self._answered(self.question(request))) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
+        except ProviderRefused as error:
+            if self._wire == "chat" or request.model in self._unsealed or not NOT_SEALED.search(error.message):
+                raise
+        self._unsealed.add(request.model)
+        async with aclosing(self._answered(self.question(request))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _answered(self, question: Question) -> AsyncGenerator[ModelChunk]:
         answer = question.answer
         async with self._exchange(question) as events:
             async for event in events:
@@ -104,8 +123,15 @@ class OpenAIProvider:
         """The request in the words of this provider's wire."""
         most = request.answer_bytes_max
         if self._wire == "chat":
-            return Question("/chat/completions", encode_chat(request, official=self._official), ChatAnswer(), most)
-        return Question("/responses", encode_responses(request), ResponsesAnswer(), most)
+            body = encode_chat(request, official=self._official, later_system=self._system_role)
+            return Question("/chat/completions", body, ChatAnswer(), most)
+        body = encode_responses(
+            request,
+            official=self._official,
+            sealed=request.model not in self._unsealed,
+            later_system=self._system_role,
+        )
+        return Question("/responses", body, ResponsesAnswer(), most)
 
     @asynccontextmanager
     async def _exchange(self, question: Question) -> AsyncGenerator[AsyncGenerator[object]]:

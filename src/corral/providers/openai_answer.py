@@ -33,6 +33,8 @@ class OpenBlock:
         self.kind: Kind = kind
         self.position = position
         self.pieces: list[str] = []
+        self.sealed = ""
+        """Reasoning as the server wants it back."""
         self.call_id = ""
         self.name = ""
 
@@ -120,7 +122,7 @@ class Answer:
             case "text":
                 return TextBlock(text=text)
             case "thinking":
-                return ThinkingBlock(thinking=text)
+                return ThinkingBlock(thinking=text, signature=block.sealed)
             case "tool_use":
                 call_id = self._call_id(block)
                 arguments = _arguments(text)

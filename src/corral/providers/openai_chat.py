@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from corral.config import SystemRole
 from corral.domain.content import PromptBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
 from corral.providers.openai_content import (
@@ -18,6 +19,7 @@ from corral.providers.openai_content import (
     ImagePart,
     Part,
     TextPart,
+    in_roles,
     joined,
     parts_of,
     result_text,
@@ -27,15 +29,21 @@ from corral.providers.openai_content import (
 Json: TypeAlias = dict[str, object]
 
 
-def encode_chat(request: ModelRequest, *, official: bool) -> bytes:
-    """The JSON body. `official`: OpenAI's own server takes documents, and calls the limit on tokens by a newer name."""
+def encode_chat(request: ModelRequest, *, official: bool, later_system: SystemRole = "user") -> bytes:
+    """The JSON body. `official`: OpenAI's own server takes documents, can be asked to be fast, and calls the limit on
+    tokens by a newer name. `later_system`: as what system messages in mid-conversation go."""
     body: Json = {
         "model": request.model,
         "stream": True,
         "stream_options": {"include_usage": True},
         "max_completion_tokens" if official else "max_tokens": request.output_tokens_max,
-        "messages": [*_system(request.system), *_messages(request.messages, files=official)],
+        "messages": [
+            *_system(request.system),
+            *_messages(in_roles(request.messages, later_system), files=official, later_system=later_system),
+        ],
     }
+    if official and request.speed == "fast":
+        body["service_tier"] = "priority"
     if request.tools:
         body["tools"] = [_tool(tool) for tool in request.tools]
     if request.effort is not None:
@@ -48,16 +56,16 @@ def _tool(tool: ToolSpec) -> Json:
     return {"type": "function", "function": function}
 
 
-def _system(text: str) -> Generator[Json]:
+def _system(text: str, role: str = "system") -> Generator[Json]:
     if text.strip():
-        yield {"role": "system", "content": text}
+        yield {"role": role, "content": text}
 
 
-def _messages(messages: Iterable[PromptMessage], *, files: bool) -> Generator[Json]:
+def _messages(messages: Iterable[PromptMessage], *, files: bool, later_system: SystemRole) -> Generator[Json]:
     for message in messages:
         match message.role:
             case "system":
-                yield from _system(text_of(message.content))
+                yield from _system(text_of(message.content), later_system)
             case "assistant":
                 yield from _assistant(message.content)
             case "user":

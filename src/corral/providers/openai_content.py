@@ -6,9 +6,10 @@ to the model that thought it. What no wire has a place for becomes a sentence, s
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
+from corral.config import SystemRole
 from corral.domain.content import (
     Base64Source,
     DocumentBlock,
@@ -21,10 +22,12 @@ from corral.domain.content import (
     ToolResultBlock,
     UrlSource,
 )
+from corral.domain.inference import PromptMessage
 
 ERROR_PREFIX = "Error: "
 """These wires have no flag for a tool that failed."""
 NO_OUTPUT = "(no output)"
+INSTRUCTION = "<system>\n{text}\n</system>"
 PDF = "application/pdf"
 
 
@@ -48,6 +51,24 @@ class FilePart(NamedTuple):
 
 
 Part: TypeAlias = TextPart | ImagePart | FilePart
+
+
+def in_roles(messages: Sequence[PromptMessage], later_system: SystemRole) -> Sequence[PromptMessage]:
+    """Where templates take no system message in mid-conversation, it becomes part of the user's, marked as what it is.
+
+    Neighbours become one message, since the same templates want user and assistant to take turns."""
+    if later_system != "user":
+        return messages
+    turned: list[PromptMessage] = []
+    for message in messages:
+        said = message
+        if message.role == "system":
+            text = TextBlock(text=INSTRUCTION.format(text=text_of(message.content)))
+            said = PromptMessage(role="user", content=(text,))
+        if turned and turned[-1].role == said.role == "user":
+            said = PromptMessage(role="user", content=(*turned.pop().content, *said.content))
+        turned.append(said)
+    return turned
 
 
 def parts_of(blocks: Iterable[PromptBlock]) -> Generator[Part]:

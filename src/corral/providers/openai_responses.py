@@ -1,18 +1,28 @@
 """A `ModelRequest` as the body of a Responses request.
 
-The conversation is sent whole each time and the server is asked not to store it: the log is the only memory. Items
-carry no ids of the server's, which would have to come with the reasoning they were made with. The same request always
-gives the same bytes. The answer is read by `openai_responses_answer.py`.
+The conversation is sent whole each time and the server is asked not to store it: the log is the only memory. Reasoning
+comes sealed and goes back sealed, in its place before the calls it led to. Items carry no ids, which mean nothing to a
+server that stores nothing. The same request always gives the same bytes. The answer is read by
+`openai_responses_answer.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from itertools import groupby
 from typing import TypeAlias
 
 import msgspec
 
-from corral.domain.content import PromptBlock, ToolResultBlock, ToolUseBlock
+from corral.config import SystemRole
+from corral.domain.content import (
+    SEALED_BY_RESPONSES,
+    PromptBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
 from corral.providers.openai_content import (
     ERROR_PREFIX,
@@ -20,6 +30,7 @@ from corral.providers.openai_content import (
     ImagePart,
     Part,
     TextPart,
+    in_roles,
     parts_of,
     result_text,
     text_of,
@@ -28,15 +39,28 @@ from corral.providers.openai_content import (
 Json: TypeAlias = dict[str, object]
 
 
-def encode_responses(request: ModelRequest) -> bytes:
-    """The JSON body."""
+SEALED = "reasoning.encrypted_content"
+
+
+def encode_responses(
+    request: ModelRequest, *, official: bool = False, sealed: bool = True, later_system: SystemRole = "system"
+) -> bytes:
+    """The JSON body. `sealed` asks for reasoning that can be sent back, which models without any may refuse.
+
+    `official`: OpenAI's own server, which can be asked to be fast. `later_system`: as what system messages in
+    mid-conversation go.
+    """
     body: Json = {
         "model": request.model,
         "stream": True,
         "store": False,
         "max_output_tokens": request.output_tokens_max,
-        "input": list(_items(request.messages)),
+        "input": list(_items(in_roles(request.messages, later_system), later_system)),
     }
+    if sealed:
+        body["include"] = [SEALED]
+    if official and request.speed == "fast":
+        body["service_tier"] = "priority"
     if request.system.strip():
         body["instructions"] = request.system
     if request.tools:
@@ -57,22 +81,35 @@ def _tool(tool: ToolSpec) -> Json:
     }
 
 
-def _items(messages: Iterable[PromptMessage]) -> Generator[Json]:
+def _items(messages: Iterable[PromptMessage], later_system: SystemRole) -> Generator[Json]:
     for message in messages:
         if message.role == "assistant":
             yield from _assistant(message.content)
             continue
         yield from (_result(block) for block in message.content if isinstance(block, ToolResultBlock))
-        yield from _message(message.role, [_encoded(part) for part in parts_of(message.content)])
+        role = later_system if message.role == "system" else message.role
+        yield from _message(role, [_encoded(part) for part in parts_of(message.content)])
 
 
 def _assistant(content: Sequence[PromptBlock]) -> Generator[Json]:
-    text = text_of(content)
-    yield from _message("assistant", [{"type": "output_text", "text": text}] if text else [])
-    for block in content:
-        if isinstance(block, ToolUseBlock):
-            arguments = msgspec.json.encode(block.input).decode()
-            yield {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": arguments}
+    """Items in the order in which they were made: reasoning stands before what it led to."""
+    for kind, blocks in groupby(content, type):
+        if kind is TextBlock:
+            text = text_of(blocks)
+            yield from _message("assistant", [{"type": "output_text", "text": text}] if text else [])
+            continue
+        for block in blocks:
+            if isinstance(block, ThinkingBlock) and block.signature.startswith(SEALED_BY_RESPONSES):
+                yield _reasoning(block)
+            elif isinstance(block, ToolUseBlock):
+                arguments = msgspec.json.encode(block.input).decode()
+                yield {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": arguments}
+
+
+def _reasoning(block: ThinkingBlock) -> Json:
+    summary = [{"type": "summary_text", "text": block.thinking}] if block.thinking else []
+    sealed = block.signature.removeprefix(SEALED_BY_RESPONSES)
+    return {"type": "reasoning", "summary": summary, "encrypted_content": sealed}
 
 
 def _message(role: str, content: list[Json]) -> Generator[Json]:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Hashable
 
 import msgspec
 
+from corral.domain.content import SEALED_BY_RESPONSES
 from corral.domain.inference import ModelChunk
 from corral.providers.openai_answer import Answer, OpenBlock, ServerFault, argument_text
 
@@ -32,6 +33,8 @@ class WireItem(msgspec.Struct, frozen=True):
     name: str | None = None
     arguments: object = None
     content: tuple[WirePart, ...] | None = None
+    summary: tuple[WirePart, ...] | None = None
+    encrypted_content: str | None = None
 
 
 class WireCached(msgspec.Struct, frozen=True):
@@ -137,11 +140,21 @@ class ResponsesAnswer(Answer):
         yield from self._item(key, item)
         if item.type == "function_call":
             self._complete((yield from self.opened("tool_use", key)), item.arguments)
+        elif item.type == "reasoning":
+            self._reasoned((yield from self.opened("thinking", key)), item)
         elif item.type == "message":
             for position, part in enumerate(item.content or ()):
                 self.refusal = self.refusal or part.refusal or ""
                 if self.block("text", (key, position)) is None:
                     yield from self.say((key, position), part.text or "")
+
+    def _reasoned(self, block: OpenBlock, item: WireItem) -> None:
+        if not any(block.pieces):
+            self.grow(
+                block, "\n\n".join(part.text for part in (*(item.summary or ()), *(item.content or ())) if part.text)
+            )
+        if item.encrypted_content:
+            block.sealed = SEALED_BY_RESPONSES + item.encrypted_content
 
     def _complete(self, block: OpenBlock, arguments: object) -> None:
         if not any(block.pieces):
