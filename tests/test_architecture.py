@@ -47,7 +47,7 @@ ARROWS: dict[str, frozenset[str]] = {
 
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
-    "sandboxes": frozenset({"connection", "directory", "local", "programs", "seccomp"}),
+    "sandboxes": frozenset({"cgroups", "connection", "directory", "disk", "limited", "local", "programs", "seccomp"}),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),
     "storage": frozenset({"frames", "named_sql", "transaction"}),

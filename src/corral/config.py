@@ -125,8 +125,19 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     reply_bytes_max: int = 32 * 1024 * 1024
     remembered_calls_max: int = 64
     memory_bytes_max: int = 2 * 1024 * 1024 * 1024
+    """For all processes together where cgroups can be used, else for each; `corral doctor` says which."""
+    cpus_max: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    """Processor time per second; needs cgroups."""
     processes_max: int = 256
+    """Threads count too."""
     open_files_max: int = 1_024
+    disk_bytes_max: Annotated[int, msgspec.Meta(gt=0)] = 10 * 1024 * 1024 * 1024
+    """For all files of the session. Whoever writes beyond it is stopped, within about a second."""
+    disk_files_max: Annotated[int, msgspec.Meta(gt=0)] = 1_000_000
+    disk_free_bytes_min: int = 512 * 1024 * 1024
+    """With less space than this left on the host's disk, no sandbox is made and none may write."""
+    shared_memory_bytes_max: int = 64 * 1024 * 1024
+    """Size of `/dev/shm`."""
     idle_seconds_max: float = 600.0
     """A sandbox that is not used for this long is let go; `orphan_seconds_max` later it ends. Its files stay."""
     orphan_seconds_max: float = 300.0

@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 async def examine(settings: Settings, out: Console) -> int:
     """Print all findings; 1 when one is bad."""
-    findings = [*_machine(settings), *await _sandbox(settings), *_models(settings), *_limits(settings)]
+    findings = [*_machine(settings), *await _sandbox(settings), *_models(settings)]
     marks = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}
     for finding in findings:
         mark, style = marks[finding.state]
@@ -106,13 +106,3 @@ def _local_model(settings: Settings) -> Finding:
     if settings.local_model.file is not None and not Path(settings.local_model.file).is_file():
         return Finding("local model", "bad", f"{settings.local_model.file} does not exist")
     return Finding("local model", "ok", f"llama.cpp is installed; the model file is kept in {settings.cache_dir}")
-
-
-def _limits(settings: Settings) -> Iterator[Finding]:
-    box = settings.sandbox
-    yield Finding(
-        "limits of a sandbox",
-        "ok",
-        f"{box.processes_max} processes, {box.open_files_max} open files, {box.command_seconds:g} s a command"
-        " by default (rlimits; no cgroup is used in this release)",
-    )

@@ -15,10 +15,12 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -28,11 +30,12 @@ from corral.config import SandboxSettings
 from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Fact
-from corral.sandboxes import programs, seccomp
+from corral.sandboxes import cgroups, programs, seccomp
 from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments, base_parts
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.local import Launched, LocalSandboxes
 
+INFO_BYTES_MAX = 4_096
 ROOT_DIRECTORY = Path("/var/lib/corral")
 NPROC_PER_NAMESPACE_SINCE = (5, 14)
 SWITCHES = {
@@ -54,6 +57,7 @@ class BubblewrapSandboxes(LocalSandboxes):
     def __init__(self, settings: SandboxSettings, data_dir: Path) -> None:
         super().__init__(settings, _root(settings, data_dir))
         self._programs: Programs | None = None
+        self._cgroups: cgroups.Cgroups | None = None
 
     def prepare(self) -> None:
         """See `LocalSandboxes.prepare`."""
@@ -67,6 +71,12 @@ class BubblewrapSandboxes(LocalSandboxes):
         except OSError as error:
             raise MachineUnfit(f"Programs for sandboxes cannot be put into {self._root}: {error}") from error
         _probe(self._programs, self._settings)
+        self._cgroups = cgroups.find(self._root)
+
+    def group(self, session_id: str) -> cgroups.Group | None:
+        """See `LocalSandboxes.group`."""
+        found = self._cgroups
+        return None if found is None else found.group(session_id, cgroups.Limits.of(self._settings))
 
     def _make_root(self) -> None:
         if os.geteuid() == 0 and not programs.reachable_directory(self._root):
@@ -106,17 +116,15 @@ class BubblewrapSandboxes(LocalSandboxes):
             resources=_resources(self._settings),
             names={},
         )
-        news, news_inside = os.pipe()
-        argv = [*arguments(self._programs, directory.files), "--info-fd", str(news_inside), "--", *command]
-        try:
-            with directory.log.open("wb") as log:
-                process = _start(argv, directory.owner(), log, (listener, news_inside))
-        finally:
-            os.close(news_inside)
-        with open(news, "rb") as file:
-            said = file.read()
-        # The daemon itself: bwrap stays outside, only to wait for it.
-        return Launched(process, msgspec.json.decode(said, type=_Info).pid if said else process.pid)
+        argv = [*arguments(self._programs, directory.files, self._settings.shared_memory_bytes_max), "--", *command]
+        with directory.log.open("wb") as log:
+            return _start_enclosed(argv, directory.owner(), log, listener, self.group(directory.path.name))
+
+    async def close(self) -> None:
+        """See `LocalSandboxes.close`."""
+        await super().close()
+        if self._cgroups is not None:
+            self._cgroups.remove()
 
     def explain(self) -> list[Fact]:
         """See `LocalSandboxes.explain`."""
@@ -134,10 +142,30 @@ class BubblewrapSandboxes(LocalSandboxes):
             Fact("sandbox directory", True, str(self._root)),
             Fact("sandbox python", True, "from /usr" if found.python.prefix is None else "Corral's own"),
             Fact("ripgrep", found.rg is not None, "found" if found.rg else "missing: install the package `ripgrep`"),
+            *self._explain_limits(),
+        ]
+
+    def _explain_limits(self) -> list[Fact]:
+        settings, found = self._settings, self._cgroups
+        force = [] if found is None else found.controllers
+        by = "no cgroup is writable" if found is None else f"cgroup version {1 if found.old else 2}"
+        memory = f"memory {settings.memory_bytes_max} bytes " + ("in all" if "memory" in force else "per process")
+        cpus = f"{settings.cpus_max:g} cpus" if "cpu" in force else "cpus unlimited"
+        count = "processes" if "pids" in force or "RLIMIT_NPROC" in _resources(settings) else "processes unlimited, not"
+        return [
+            Fact("sandbox limits", True, f"{by}: {memory}, {cpus}, {count} {settings.processes_max}"),
+            Fact("sandbox limits per process", True, _in_words(_resources(settings))),
             Fact(
-                "sandbox limits", True, ", ".join(f"{k[7:].lower()} {v}" for k, v in _resources(self._settings).items())
+                "sandbox disk",
+                True,
+                f"{settings.disk_bytes_max} bytes and {settings.disk_files_max} files for each, held by counting and "
+                f"stopping the writer; /dev/shm {settings.shared_memory_bytes_max} bytes, by its size",
             ),
         ]
+
+
+def _in_words(resources: Mapping[str, int]) -> str:
+    return ", ".join(f"{name[7:].lower()} {value}" for name, value in resources.items())
 
 
 class _Info(msgspec.Struct):
@@ -156,20 +184,58 @@ def _root(settings: SandboxSettings, data_dir: Path) -> Path:
 def _resources(settings: SandboxSettings) -> Mapping[str, int]:
     """Limits that the daemon sets for itself and all it starts.
 
-    Memory is limited per process and as RLIMIT_DATA: node and Java reserve far more address space than they use, so
-    an RLIMIT_AS that means anything stops them from starting. Processes are counted per host uid; where that uid is
-    the user's own, only kernels that count in the sandbox's user namespace apart can limit them without limiting
-    the user too.
+    Memory is limited per process here, which is all there is without cgroups, and as RLIMIT_DATA: node and Java
+    reserve far more address space than they use, so an RLIMIT_AS that means anything stops them from starting.
+    Processes are counted per host uid; where that uid is the user's own, only kernels that count in the sandbox's
+    user namespace apart can limit them without limiting the user too.
     """
     limits = {
         "RLIMIT_CORE": 0,
         "RLIMIT_NOFILE": settings.open_files_max,
         "RLIMIT_DATA": settings.memory_bytes_max,
+        "RLIMIT_FSIZE": settings.disk_bytes_max,
     }
     release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     if os.geteuid() == 0 or release >= NPROC_PER_NAMESPACE_SINCE:
         limits["RLIMIT_NPROC"] = settings.processes_max
     return limits
+
+
+def _start_enclosed(argv: list[str], uid: int, log: IO[bytes], listener: int, group: cgroups.Group | None) -> Launched:
+    """Run bwrap, and put it and all it starts into the group before any of that runs."""
+    if group is not None:
+        group.make()
+    news, news_inside = os.pipe()
+    # bwrap does not start the daemon before this pipe has no writer any more.
+    held, hold = os.pipe()
+    try:
+        told = ["--info-fd", str(news_inside), "--block-fd", str(held)]
+        process = _start([argv[0], *told, *argv[1:]], uid, log, (listener, news_inside, held))
+        os.close(news_inside)
+        news_inside = -1
+        said = b""
+        while not said.endswith(b"}\n") and (piece := os.read(news, INFO_BYTES_MAX)):
+            said += piece
+        # The daemon itself: bwrap stays outside, only to wait for it.
+        pid = msgspec.json.decode(said, type=_Info).pid if said else process.pid
+        if group is not None and said:
+            _enclose(group, process, pid)
+    finally:
+        for descriptor in (news, news_inside, held, hold):
+            if descriptor >= 0:
+                os.close(descriptor)
+    return Launched(process, pid)
+
+
+def _enclose(group: cgroups.Group, process: subprocess.Popen[bytes], pid: int) -> None:
+    try:
+        group.put(process.pid, pid)
+    except SandboxUnavailable:
+        for each in (pid, process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        process.wait()
+        raise
 
 
 def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
@@ -200,7 +266,15 @@ def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]
 def _probe(found: Programs, settings: SandboxSettings) -> None:
     """Run an empty sandbox; the only way to know that this machine lets us."""
     check = f"import sys; sys.exit(sys.version_info < {programs.PYTHON_MIN})"
-    argv = [*arguments(found, None), "--", found.python.executable, "-I", "-S", "-c", check]
+    argv = [
+        *arguments(found, None, settings.shared_memory_bytes_max),
+        "--",
+        found.python.executable,
+        "-I",
+        "-S",
+        "-c",
+        check,
+    ]
     uid = settings.uid_first if os.geteuid() == 0 else os.geteuid()
     with tempfile.TemporaryFile() as log:
         try:

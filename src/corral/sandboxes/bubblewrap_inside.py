@@ -42,7 +42,6 @@ PROC_FILES_MASKED = (
     "config.gz", "kallsyms", "kcore", "keys", "kmsg", "latency_stats", "sched_debug", "sysrq-trigger", "timer_list",
 )  # fmt: skip
 PROC_DIRECTORIES_MASKED = ("acpi", "asound", "bus", "firmware", "fs", "irq", "scsi")
-SHARED_MEMORY_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Programs(NamedTuple):
@@ -70,7 +69,7 @@ def base_parts(python: programs.Python) -> Mapping[str, str]:
     return parts
 
 
-def arguments(found: Programs, files: Path | None) -> list[str]:
+def arguments(found: Programs, files: Path | None, shared_memory_bytes_max: int) -> list[str]:
     """The bwrap command up to the program to run."""
     return [
         str(found.bwrap),
@@ -80,7 +79,7 @@ def arguments(found: Programs, files: Path | None) -> list[str]:
         *_base(),
         *_etc(found),
         *_proc(),
-        *("--dev", "/dev", "--perms", "1777", "--size", str(SHARED_MEMORY_BYTES_MAX), "--tmpfs", "/dev/shm"),
+        *("--dev", "/dev", "--perms", "1777", "--size", str(shared_memory_bytes_max), "--tmpfs", "/dev/shm"),
         *("--remount-ro", "/dev"),
         *_programs(found),
         *_files(files),

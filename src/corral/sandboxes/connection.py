@@ -146,6 +146,10 @@ class Connection:
         if call_ids and not self.lost:
             await self._tell({"do": "forget", "call_ids": list(call_ids)})
 
+    async def purge(self) -> bool:
+        """Have everything in the sandbox killed but the daemon; whether the daemon said it was done. Never raises."""
+        return await self._tell({"do": "purge"})
+
     async def end(self) -> None:
         """Ask the daemon to kill what it started and to end. Never raises."""
         await self._tell({"do": "end"})
@@ -169,13 +173,14 @@ class Connection:
     async def _cancel(self, call_id: str) -> None:
         await self._tell({"do": "cancel", "call_id": call_id})
 
-    async def _tell(self, request: dict[str, Any]) -> None:
+    async def _tell(self, request: dict[str, Any]) -> bool:
         """Have the daemon do what needs no answer, as long as it is there; done even while being cancelled."""
         with anyio.move_on_after(self._settings.cancel_seconds_max, shield=True):
             try:
-                await self._ask(request)
+                return (await self._ask(request)).done
             except SandboxLost:
-                return
+                return False
+        return False
 
     async def _ask(self, request: dict[str, Any]) -> _Answer:
         if self.lost:

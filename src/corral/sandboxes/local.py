@@ -29,8 +29,10 @@ from corral.domain.file import Mount, Output
 from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
 from corral.interfaces import Blobs, Fact, Sandbox
 from corral.sandboxes import directory_files
+from corral.sandboxes.cgroups import Group
 from corral.sandboxes.connection import Connection, greet, short_socket_path
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
+from corral.sandboxes.limited import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -62,8 +64,8 @@ class Launched(NamedTuple):
 class _Child:
     """A process of ours that is reaped as soon as it ends, so that none stays a zombie."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[bytes], group: Group | None) -> None:
+        self.process, self._group = process, group
         self._loop = asyncio.get_running_loop()
         self._ended: int | None = os.pidfd_open(process.pid)
         self._loop.add_reader(self._ended, self.leave)
@@ -77,6 +79,8 @@ class _Child:
         if self.process.poll() is None:
             # It outlives us on purpose; this keeps Popen from complaining about that.
             self.process.returncode = 0
+        elif self._group is not None:
+            self._group.remove_if_empty()
 
 
 class LocalSandboxes(ABC):
@@ -85,6 +89,7 @@ class LocalSandboxes(ABC):
     def __init__(self, settings: SandboxSettings, root: Path) -> None:
         self._settings, self._root = settings, root
         self._connections: dict[str, Connection] = {}
+        self._watch = Watch(settings, root)
         self._children: dict[str, _Child] = {}
         self._mounted: dict[str, Mapping[str, str]] = {}
         """What this server knows to be among a session's uploads: hashes by path."""
@@ -100,8 +105,16 @@ class LocalSandboxes(ABC):
     def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """Start a daemon that outlives this process. `listener` is to be inherited. Blocking."""
 
+    def group(self, session_id: str) -> Group | None:
+        """The cgroup that this session's sandbox is in, if this machine has any for us."""
+        return None
+
     def kill(self, directory: SessionDirectory) -> None:
         """End the instance and all that it started. Blocking."""
+        group = self.group(directory.path.name)
+        if group is not None:
+            # What is frozen does not die.
+            group.thaw()
         directory.kill_instance()
 
     @abstractmethod
@@ -118,16 +131,17 @@ class LocalSandboxes(ABC):
     async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
         """See `Sandboxes.open`. Cheap when the sandbox runs, so it may be called before every use."""
         connection = self._running(session_id)
+        directory, group = SessionDirectory(self._root, session_id), self.group(session_id)
         if connection is not None:
-            return connection
+            return self._watch.over(session_id, connection, directory, group)
         async with self._locks.setdefault(session_id, anyio.Lock()):
             connection = self._running(session_id)
             if connection is None:
                 # Not left half-way when the caller is cancelled; `start_seconds_max` bounds it.
                 with anyio.CancelScope(shield=True):
-                    connection = await self._open(SessionDirectory(self._root, session_id), session_id, recipe)
+                    connection = await self._open(directory, session_id, recipe)
             assert connection is not None, "a scope that is never cancelled swallows nothing"
-            return connection
+            return self._watch.over(session_id, connection, directory, self.group(session_id))
 
     def _running(self, session_id: str) -> Connection | None:
         connection = self._connections.get(session_id)
@@ -167,7 +181,7 @@ class LocalSandboxes(ABC):
         await self._reap(session_id)
         launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
         if launched.process is not None:
-            self._children[session_id] = _Child(launched.process)
+            self._children[session_id] = _Child(launched.process, self.group(session_id))
         record = await anyio.to_thread.run_sync(directory.record)
         hello = await greet(directory.socket, self._settings)
         if hello is None or record is None:
@@ -177,6 +191,7 @@ class LocalSandboxes(ABC):
         return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
 
     def _launch_recorded(self, directory: SessionDirectory, recipe: Recipe) -> Launched:
+        self._watch.require_space()
         directory.make(uid_first=self._settings.uid_first, uid_count=self._settings.uid_count)
         listener = _listen(directory)
         try:
@@ -248,6 +263,8 @@ class LocalSandboxes(ABC):
                     await connection.close()
                 await anyio.to_thread.run_sync(self.kill, directory)
                 await self._reap(session_id)
+                if group := self.group(session_id):
+                    await anyio.to_thread.run_sync(group.remove)
                 await anyio.to_thread.run_sync(directory.remove)
 
     def leave(self) -> None:
@@ -257,6 +274,7 @@ class LocalSandboxes(ABC):
 
     async def close(self) -> None:
         """See `Sandboxes.close`."""
+        await self._watch.close()
         for connection in list(self._connections.values()):
             await connection.close()
         self._connections.clear()

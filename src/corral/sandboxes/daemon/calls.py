@@ -65,8 +65,8 @@ class Call:
 class Calls:
     """The table of calls."""
 
-    def __init__(self, tools: dict[str, Tool], kept_max: int) -> None:
-        self._tools, self._kept_max = tools, kept_max
+    def __init__(self, tools: dict[str, Tool], kept_max: int, purge: Callable[[], None]) -> None:
+        self._tools, self._kept_max, self._purge = tools, kept_max, purge
         self._calls: OrderedDict[str, Call] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -90,7 +90,11 @@ class Calls:
         try:
             threading.Thread(target=self._run, args=(call,), daemon=True).start()
         except RuntimeError:
-            self._finish(call, failed("the sandbox has too many processes; end some and try again"))
+            advice = "restart bash to end them all"
+            if call.arguments.get("restart"):
+                self._purge()
+                advice = "all were killed"
+            self._finish(call, failed(f"{call.operation}: the sandbox has too many processes; {advice}"))
 
     def _run(self, call: Call) -> None:
         reply = failed(f"{call.operation}: the program that runs tools in the sandbox failed")

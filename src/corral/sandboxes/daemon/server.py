@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 import struct
 import sys
@@ -29,6 +30,7 @@ PROTOCOL = 1
 PIECE_BYTES = 65_536
 SEND_SECONDS_MAX = 30
 STACK_BYTES = 512 * 1024
+SET_DUMPABLE = 4
 
 
 class Limits:
@@ -141,6 +143,8 @@ class Server:
             self._calls.cancel(message["call_id"])
         elif action == "forget":
             self._calls.forget(message["call_ids"])
+        elif action == "purge":
+            self._processes.purge()
         elif action == "end":
             self._alone_since = float("-inf")
             self._processes.kill_all()
@@ -157,10 +161,21 @@ def _limit_resources(resources: dict[str, int]) -> None:
         resource.setrlimit(number, (value, value))
 
 
+def _hide() -> None:
+    """Keep others of our user out of our memory, descriptors and working directory in /proc."""
+    try:
+        import ctypes
+    except ImportError:
+        return
+    ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def main() -> None:
     """Run until orphaned."""
     limits = Limits(json.loads(sys.argv[1]))
     _limit_resources(limits.resources)
+    _hide()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.stack_size(STACK_BYTES)
     os.chdir(limits.root)
     listener = socket.socket(fileno=limits.listener)
@@ -175,7 +190,7 @@ def main() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
-    Server(listener, Calls(tools, limits.remembered_calls_max), processes, limits).serve()
+    Server(listener, Calls(tools, limits.remembered_calls_max, processes.purge), processes, limits).serve()
     processes.kill_all()
     # Threads of running calls must not keep the process.
     os._exit(0)

@@ -224,6 +224,8 @@ class Bash:
         with self._lock:
             shell, busy, self._main = self._main, self._busy, None
             self._directory, self._exports = "", ""
+        # Also what has left the shell and would outlive it: this is how one gets rid of a fork bomb.
+        self._processes.purge()
         if shell is not None:
             self._processes.kill(shell.child)
             if not busy:

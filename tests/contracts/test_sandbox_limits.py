@@ -1,0 +1,206 @@
+"""Limits of whole sandboxes: the kernel's groups as they are made, used and removed, and the floor under the disk.
+
+The groups are the machine's own; where none is writable those tests are skipped. What happens at a limit is in
+`tests/escape/test_exhaustion.py`.
+"""
+
+from __future__ import annotations
+
+import select
+import subprocess
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from corral.errors import MachineUnfit, SandboxUnavailable
+from corral.interfaces import Sandbox, SandboxCall, SandboxReply
+from corral.sandboxes import cgroups
+from corral.sandboxes.bubblewrap import BubblewrapSandboxes
+from corral.sandboxes.disk import Account, Space
+from corral.sandboxes.process import ProcessSandboxes
+from tests.contracts.conftest import SETTINGS
+
+LIMITS = cgroups.Limits(memory_bytes=64 << 20, processes=10, cpus=0.5)
+TREES = Path("/sys/fs/cgroup")
+_ids = count(1)
+
+
+@pytest.fixture
+def found(root: Path) -> Iterator[cgroups.Cgroups]:
+    found = cgroups.find(root)
+    if found is None:
+        pytest.skip("no cgroup is writable here")
+    yield found
+    found.reap()
+    found.remove()
+
+
+@pytest.fixture
+def cat() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that echoes what it is told."""
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process
+
+
+def groups(name: str) -> list[Path]:
+    return [*TREES.glob(f"corral/*/{name}"), *TREES.glob(f"*/corral/*/{name}")]
+
+
+def echo(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"x\n")
+    process.stdin.flush()
+    return process.stdout.readline()
+
+
+async def bash(sandbox: Sandbox, command: str) -> SandboxReply:
+    call = SandboxCall(call_id=f"sevt_{next(_ids)}", operation="bash", arguments={"command": command})
+    return await sandbox.call(call)
+
+
+def test_a_group_holds_processes_freezes_them_and_is_removed(
+    found: cgroups.Cgroups, cat: subprocess.Popen[bytes]
+) -> None:
+    group = found.group("sesn_group", LIMITS)
+    group.make()
+    group.put(cat.pid)
+    assert group.processes() == [cat.pid] and group.oom_kills() == 0
+    group.remove_if_empty()
+    assert group.processes() == [cat.pid]
+    if group.can_freeze():
+        group.freeze()
+        group.freeze()
+        assert cat.stdin is not None and cat.stdout is not None
+        cat.stdin.write(b"y\n")
+        cat.stdin.flush()
+        assert not select.select([cat.stdout], [], [], 0.2)[0], "what is frozen answers nothing"
+        group.thaw()
+        assert cat.stdout.readline() == b"y\n"
+    assert echo(cat) == b"x\n"
+    cat.kill()
+    cat.wait()
+    group.remove()
+    assert not groups("sesn_group")
+    group.thaw()
+
+
+def test_version_2_freezes_where_only_that_is_there(cat: subprocess.Popen[bytes]) -> None:
+    found = cgroups.version_2("0123456789ab")
+    if found is None:
+        pytest.skip("no group of version 2 is writable here")
+    group = found.group("sesn_second", LIMITS)
+    group.make()
+    group.put(cat.pid)
+    group.freeze()
+    group.thaw()
+    assert echo(cat) == b"x\n"
+    cat.kill()
+    cat.wait()
+    group.remove()
+    found.remove()
+    assert not groups("sesn_second")
+
+
+def test_what_dead_servers_left_is_reaped_and_what_runs_is_not(
+    root: Path, found: cgroups.Cgroups, cat: subprocess.Popen[bytes]
+) -> None:
+    stale, alive = found.group("sesn_stale", LIMITS), found.group("sesn_alive", LIMITS)
+    stale.make()
+    alive.make()
+    alive.put(cat.pid)
+    again = cgroups.find(root)
+    assert again is not None and again.controllers == found.controllers
+    assert not groups("sesn_stale") and alive.processes() == [cat.pid]
+    cat.kill()
+    cat.wait()
+    alive.remove()
+
+
+@pytest.mark.anyio
+async def test_a_sandbox_and_its_commands_are_in_its_group_until_it_is_destroyed(root: Path) -> None:
+    server = BubblewrapSandboxes(msgspec.structs.replace(SETTINGS, cpus_max=0.5), root)
+    try:
+        await server.start()
+    except MachineUnfit as error:
+        pytest.skip(error.message)
+    sandbox = await server.open("sesn_grouped")
+    group = server.group("sesn_grouped")
+    if group is None:
+        await server.destroy("sesn_grouped")
+        await server.close()
+        pytest.skip("no cgroup is writable here")
+    assert len(group.processes()) == 2, "bwrap and the daemon"
+    await bash(sandbox, "sleep 1000 & sleep 1000 & true")
+    assert len(group.processes()) == 5
+    group.freeze()
+    await server.destroy("sesn_grouped")
+    assert not groups("sesn_grouped")
+    await server.close()
+
+
+@pytest.mark.anyio
+async def test_cpu_time_is_limited(root: Path) -> None:
+    server = BubblewrapSandboxes(msgspec.structs.replace(SETTINGS, cpus_max=0.2), root)
+    try:
+        await server.start()
+    except MachineUnfit as error:
+        pytest.skip(error.message)
+    sandbox = await server.open("sesn_busy")
+    limited = server.group("sesn_busy") is not None
+    busy = (
+        "import time; start = time.monotonic(), time.process_time()\nwhile time.process_time() - start[1] < .3: pass\n"
+    )
+    reply = await bash(sandbox, f"python3 -c '{busy}print(time.monotonic() - start[0] > 1)'")
+    await server.destroy("sesn_busy")
+    await server.close()
+    if not limited:
+        pytest.skip("no cgroup is writable here")
+    assert "True" in str(reply.content), reply
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("backend", [BubblewrapSandboxes, ProcessSandboxes])
+async def test_a_full_disk_of_the_host_refuses_sandboxes_and_writes_but_not_commands(
+    root: Path, backend: type[BubblewrapSandboxes | ProcessSandboxes]
+) -> None:
+    roomy, full = backend(SETTINGS, root), backend(msgspec.structs.replace(SETTINGS, disk_free_bytes_min=1 << 60), root)
+    try:
+        await roomy.start()
+    except MachineUnfit as error:
+        pytest.skip(error.message)
+    with pytest.raises(SandboxUnavailable, match="the host's disk is nearly full"):
+        await full.open("sesn_full")
+    await roomy.open("sesn_full")
+    await roomy.close()
+    sandbox = await full.open("sesn_full")
+    write = {"file_path": "x", "content": "x"}
+    refused = await sandbox.call(SandboxCall(call_id="sevt_write", operation="write", arguments=write))
+    assert refused.is_error and "the host's disk is nearly full" in str(refused.content)
+    assert not (await bash(sandbox, "echo x")).is_error
+    await full.destroy("sesn_full")
+    await full.close()
+
+
+def test_files_are_counted_once_each_and_not_through_links(root: Path) -> None:
+    files = root / "files"
+    (files / "deep").mkdir(parents=True)
+    (files / "one").write_bytes(bytes(1 << 20))
+    (files / "deep" / "same").hardlink_to(files / "one")
+    (files / "elsewhere").symlink_to("/usr")
+    with open(files / "hole", "wb") as hole:
+        hole.truncate(1 << 30)
+    account = Account(files, Space(2 << 20, 10))
+    assert account.suspect(Space(0, 0), account.limit)
+    used = account.count(None)
+    assert 1 << 20 <= used.bytes < 1.2 * (1 << 20) and used.files == 5
+    assert used.within(account.limit)
+
+
+def test_an_account_is_suspected_only_when_enough_has_gone_from_the_disk(root: Path) -> None:
+    account = Account(root, Space(1 << 60, 1 << 40))
+    account.count(None)
+    assert not account.suspect(Space(0, 0), account.limit)
+    assert account.suspect(Space(-1 << 61, 0), account.limit)
