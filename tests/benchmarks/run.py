@@ -21,6 +21,7 @@ BENCHMARKS = (
     "store_appends",
     "turn_latency",
     "history_cost",
+    "cache_share",
     "http_cost",
     "streams",
     "sandbox_latency",
