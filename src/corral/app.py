@@ -7,10 +7,11 @@ Nothing in this file decides anything about a session.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import anyio.to_thread
@@ -192,6 +193,16 @@ def make_sandboxes(settings: Settings) -> Sandboxes:
             f"The `{settings.sandbox.backend}` sandbox is not part of this release. It has: {', '.join(SANDBOXES)}."
         )
     return factory(settings)
+
+
+@contextmanager
+def open_blobs(directory: Path) -> Generator[Blobs]:
+    """Bytes of files in a directory, for a command that needs some for a while."""
+    blobs = DiskBlobs(directory)
+    try:
+        yield blobs
+    finally:
+        blobs.close()
 
 
 def make_provider(settings: Settings) -> RoutedProvider:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -17,6 +18,7 @@ import anyio
 import structlog
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from corral import config
 from corral.errors import CorralError
@@ -38,8 +40,15 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 DataDir = Annotated[Path | None, typer.Option(help="Where sessions, keys and the database live.", show_default=False)]
 Config = Annotated[Path | None, typer.Option(help="Settings file; default ./corral.toml.", show_default=False)]
 SandboxName = Annotated[
-    str | None, typer.Option("--sandbox", help="bubblewrap (default) or process (no isolation).", show_default=False)
+    str | None,
+    typer.Option("--sandbox", help="bubblewrap (default), docker, or process (no isolation).", show_default=False),
 ]
+
+
+class Part(Enum):
+    """What `corral doctor` can put to the test."""
+
+    SANDBOX = "sandbox"
 
 
 @app.command()
@@ -95,12 +104,18 @@ def run(
 
 
 @app.command()
-def doctor(data_dir: DataDir = None, sandbox: SandboxName = None) -> None:
-    """Explain this machine: what works, what does not and why."""
-    from corral.commands.doctor import examine
+def doctor(
+    part: Annotated[Part | None, typer.Argument(help="Put this part to the test.", show_default=False)] = None,
+    data_dir: DataDir = None,
+    sandbox: SandboxName = None,
+) -> None:
+    """Explain this machine: what works, what does not and why. `corral doctor sandbox` tries what sandboxes promise."""
+    from corral.commands.doctor import examine, examine_sandbox
 
     settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
-    raise typer.Exit(_run(lambda: examine(settings, out)))
+    if part is Part.SANDBOX:
+        _log_from(logging.WARNING)
+    raise typer.Exit(_run(lambda: (examine_sandbox if part is Part.SANDBOX else examine)(settings, out)))
 
 
 @app.command("import")
@@ -212,7 +227,7 @@ def main() -> None:
     try:
         app()
     except CorralError as error:
-        err.print(f"[red]corral:[/] {error.message}")
+        err.print(f"[red]corral:[/] {escape(error.message)}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -17,14 +17,14 @@ from tests.e2e.sessions import script
 SCRIPTED = '[[models]]\npattern = "*"\nprovider = "scripted"\n'
 
 
-def corral(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def corral(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     (directory / "corral.toml").write_text(SCRIPTED, encoding="utf-8")
     command = [sys.executable, "-m", "corral", *arguments]
     # Sandboxes of a root server run as other users, who cannot pass through pytest's directories.
     with tempfile.TemporaryDirectory(prefix="corral-cli-") as sandboxes:
         Path(sandboxes).chmod(0o711)
         environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "COLUMNS": "200"}
-        environment["CORRAL_SANDBOX_DIR"] = sandboxes
+        environment |= {"CORRAL_SANDBOX_DIR": sandboxes, **variables}
         return subprocess.run(
             command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
@@ -72,6 +72,20 @@ def test_doctor_says_that_a_session_can_run_here(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "A session can run here." in done.stdout
     assert "network" in done.stdout
+
+
+def test_doctor_puts_sandboxes_to_the_test(tmp_path: Path) -> None:
+    done = corral(tmp_path, "doctor", "sandbox", "--sandbox", "process")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "leaves nothing when it is destroyed" in done.stdout and "isolates nothing" in done.stdout
+    assert "10 of 10 checks passed." in done.stdout
+
+
+def test_an_engine_that_does_not_run_is_one_sentence(tmp_path: Path) -> None:
+    for command in (["doctor", "sandbox"], ["serve"]):
+        done = corral(tmp_path, *command, "--sandbox", "docker", DOCKER_HOST=f"unix://{tmp_path}/none")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "No engine runs at" in done.stderr and "`[sandbox.docker] host`" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`corral doctor`: what works on this machine, what does not and why; one line each.
 
-Exit code 1 when the configured server could not run a session here. It looks and tries (a sandbox is started and
+Exit code 1 when the configured server could not run a session here. `corral doctor sandbox` puts the configured
+backend to the checks of `conformance.py`. It looks and tries (a sandbox is started and
 removed), and leaves nothing behind; it never prints a secret.
 """
 
@@ -11,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +21,10 @@ import anyio.to_thread
 from rich.console import Console
 from rich.text import Text
 
-from corral.app import make_provider, make_sandboxes, model_routes
+from corral.app import make_provider, make_sandboxes, model_routes, open_blobs
 from corral.config import Settings
+from corral.conformance import sandbox_outcomes
+from corral.domain.ids import new_id
 from corral.errors import MachineUnfit
 
 FREE_BYTES_MIN = 1 << 30
@@ -45,6 +49,24 @@ async def examine(settings: Settings, out: Console) -> int:
     bad = sum(finding.state == "bad" for finding in findings)
     out.print("\nA session can run here." if not bad else f"\nA session cannot run here: {bad} finding(s) marked BAD.")
     return 1 if bad else 0
+
+
+async def examine_sandbox(settings: Settings, out: Console) -> int:
+    """Prove that sandboxes do here what they promise, one line each; 1 when one does not."""
+    isolates = settings.sandbox.backend != "process"
+    out.print(f"The checks of the `{settings.sandbox.backend}` sandbox:")
+    await make_sandboxes(settings).start()
+    count, wrong = 0, 0
+    with tempfile.TemporaryDirectory() as directory, open_blobs(Path(directory)) as blobs:
+        outcomes = sandbox_outcomes(lambda: make_sandboxes(settings), blobs, isolates=isolates, prefix=new_id("sesn"))
+        async for outcome in outcomes:
+            count, wrong = count + 1, wrong + (outcome.wrong is not None)
+            mark, style = ("ok  ", "green") if outcome.wrong is None else ("BAD ", "red")
+            out.print(Text(mark, style=style), Text(outcome.name + (f": {outcome.wrong}" if outcome.wrong else "")))
+    if not isolates:
+        out.print(Text("note", style="yellow"), Text("process: isolates nothing, so no wall was tried"))
+    out.print(f"\n{count - wrong} of {count} checks passed.")
+    return 1 if wrong else 0
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:
