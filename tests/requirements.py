@@ -152,6 +152,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F141": Requirement("Cap, pause, raise resumes", "budget: budget"),
     "F142": Requirement("Error reasons", "budget: sessions.update"),
     "F143": Requirement("Token and cache accounting per session/thread", "usage: usage"),
+    "F144": Requirement("Auto compaction event, long sessions survive", "compaction: runtime"),
     "F154": Requirement("Bearer and x-api-key auth, 401 shape", "platform: all"),
     "F155": Requirement("Beta header gate and version tolerance", "platform: all"),
     "F156": Requirement("Error envelope, request-id, details.error_code", "platform: all"),

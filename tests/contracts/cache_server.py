@@ -56,6 +56,8 @@ class Counted(NamedTuple):
     whole: int
     ideal: int
     """What could have been read: all that it has in common with the request before, if that was still alive."""
+    extends: bool
+    """Whether the request before is the beginning of this one, to the byte."""
 
 
 class Cache:
@@ -85,9 +87,10 @@ class Cache:
             written[block.keeps] += max(0, block.tokens - reached)
             reached = max(reached, block.tokens)
             self._keep(block.row, block.keeps, now)
-        ideal = self._ideal(blocks, least, now)
+        ideal, before = self._ideal(blocks, least, now), self._before[1]
+        extends = [block.row for block in before] == [block.row for block in blocks[: len(before)]]
         self._before = (now, blocks)
-        return Counted(read, written, blocks[-1].tokens if blocks else 0, ideal)
+        return Counted(read, written, blocks[-1].tokens if blocks else 0, ideal, extends)
 
     def _hits(self, blocks: Sequence[Block], mark: int, now: float) -> Iterator[int]:
         for place in range(mark, max(-1, mark - LOOK_BACK_BLOCKS - 1), -1):

@@ -39,6 +39,7 @@ class StreamWorld(NamedTuple):
 
     store: Store
     harness: Harness
+    parts: Parts
 
     async def create(self, session_id: str, model: str) -> None:
         """A session whose only tool is the client's."""
@@ -95,7 +96,7 @@ async def world(directory: Path, provider: Provider, settings: HarnessSettings) 
         settings=settings,
     )
     try:
-        yield StreamWorld(store, Harness(parts))
+        yield StreamWorld(store, Harness(parts), parts)
     finally:
         await provider.close()
         await sandboxes.close()

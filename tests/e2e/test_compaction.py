@@ -22,6 +22,7 @@ def small_window() -> Iterator[ServerProcess]:
         yield running
 
 
+@pytest.mark.requirement("F144")
 def test_five_hundred_turns_fit_a_small_window_and_an_early_fact_is_still_known(small_window: ServerProcess) -> None:
     with small_window.client() as client:
         session = new_session(client, agent=new_agent(client, model="scripted", tools=[]))
@@ -38,6 +39,7 @@ def test_five_hundred_turns_fit_a_small_window_and_an_early_fact_is_still_known(
     assert types.count("user.message") == TURNS + 1 and "session.error" not in types
 
 
+@pytest.mark.requirement("F144")
 def test_a_prompt_that_stays_too_long_is_condensed_three_times_and_then_given_up(small_window: ServerProcess) -> None:
     with small_window.client() as client:
         session = new_session(client, agent=new_agent(client, model="scripted", tools=[]))

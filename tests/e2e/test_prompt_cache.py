@@ -22,6 +22,7 @@ async def test_nearly_all_that_could_be_read_from_the_cache_is_and_the_model_get
     """Over a restart, with thinking and its signatures, and with more calls in one answer than a server looks back."""
     share = await measure(16)
     assert share.problems == ()
+    assert all(each.extends for each in share.counted), "each request begins with the bytes of the one before"
     assert share.read >= 0.97 * share.ideal and share.ideal > 0.7 * share.whole
     assert share.reported_read == share.read
 
@@ -61,7 +62,7 @@ def test_a_prompt_is_read_up_to_the_request_before_and_lives_for_five_minutes() 
     talk.now = 299.0
     assert talk.cache.take(talk.body()).read == second.whole
     talk.now = 600.0
-    assert talk.cache.take(talk.body()) == (0, {"5m": second.whole, "1h": 0}, second.whole, 0)
+    assert talk.cache.take(talk.body()) == (0, {"5m": second.whole, "1h": 0}, second.whole, 0, True)
 
 
 def test_short_prompts_are_not_kept_and_how_short_depends_on_the_model() -> None:
