@@ -115,11 +115,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F074": Requirement("processed_at null then set, same id twice", "events: SSE"),
     "F075": Requirement("Results processed on receipt", "events: SSE"),
     "F076": Requirement("Message queueing in order", "events: POST events"),
-    "F077": Requirement(
-        "Image, document, file blocks in messages",
-        "events: POST events",
-        later="Blocks with a `file_id` wait for the Files API (issue 4).",
-    ),
+    "F077": Requirement("Image, document, file blocks in messages", "events: POST events"),
     "F078": Requirement("redacted block refused", "events: POST events"),
     "F079": Requirement("requires_action partial answers re-idle", "events: events"),
     "F080": Requirement("Messages rejected during requires_action", "events: POST events"),

@@ -184,6 +184,7 @@ def block(kind: str, file_id: str) -> Any:
     return {"type": kind, "source": {"type": "file", "file_id": file_id}}
 
 
+@pytest.mark.requirement("F077")
 def test_a_model_gets_the_bytes_of_files_that_messages_refer_to(client: Anthropic) -> None:
     image, pdf = upload(client, PNG, "p.png"), upload(client, b"%PDF-1.7", "d.pdf")
     text = upload(client, "Grüße".encode(), "t.md")
