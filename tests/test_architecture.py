@@ -47,7 +47,9 @@ ARROWS: dict[str, frozenset[str]] = {
 
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
-    "sandboxes": frozenset({"cgroups", "connection", "directory", "disk", "limited", "local", "programs", "seccomp"}),
+    "sandboxes": frozenset(
+        "attendant cgroups checkpoints connection directory disk lifecycle limited local packing programs seccomp".split()
+    ),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),
     "storage": frozenset({"frames", "named_sql", "transaction"}),

@@ -24,11 +24,11 @@ from corral.config import ModelRoute, Settings
 from corral.domain.model import Catalogue
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalEngine
-from corral.errors import MachineUnfit
+from corral.errors import MachineUnfit, NotFound
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import Blobs, Bus, EventLog, Provider, Records, Sandboxes, Store
+from corral.interfaces import Blobs, Bus, EventLog, Provider, Records, Sandboxes, Store, Upkeep
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_clouds import Cloud
@@ -105,6 +105,8 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         sealing = VaultSealing(await key_wrapper(settings))
         credentials = VaultCredentials(store.records, sealing, clock)
         stack.push_async_callback(credentials.close)
+        upkeep = Upkeep(store.records, blobs, clock, _owner(store.log))
+        await stack.enter_async_context(sandboxes.attended(upkeep))
         engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max)
         harness = Harness(
             _parts(settings, store, catalogue, blobs=blobs, bus=bus, provider=provider, sandboxes=sandboxes)
@@ -127,6 +129,16 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
             models=catalogue,
         )
         yield Corral(create_app(services), api_key, first_start, store.log, bus, sandboxes)
+
+
+def _owner(log: EventLog) -> Callable[[str], Awaitable[str | None]]:
+    async def owner(session_id: str) -> str | None:
+        try:
+            return (await log.snapshot(session_id)).session.workspace_id
+        except NotFound:
+            return None
+
+    return owner
 
 
 def _parts(

@@ -138,8 +138,21 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     """With less space than this left on the host's disk, no sandbox is made and none may write."""
     shared_memory_bytes_max: int = 64 * 1024 * 1024
     """Size of `/dev/shm`."""
-    idle_seconds_max: float = 600.0
-    """A sandbox that is not used for this long is let go; `orphan_seconds_max` later it ends. Its files stay."""
+    pause_seconds: float = 120.0
+    """What a sandbox runs in the background is stopped when the sandbox is not used for this long, and goes on at the
+    next call."""
+    checkpoint_seconds: float = 600.0
+    """A sandbox that is not used for this long ends, and its files go to the blob store until they are needed."""
+    checkpoint_bytes_max: int = 10 * 1024 * 1024 * 1024
+    """A sandbox with more bytes in its files than this is not put away: its files stay where they are."""
+    checkpoint_files_max: int = 1_000_000
+    checkpoint_seconds_max: float = 600.0
+    """For putting away one sandbox's files, and for bringing them back."""
+    checkpoints_parallel_max: int = 2
+    lifetime_seconds: float = 30 * 24 * 3600.0
+    """A sandbox older than this is removed when it rests, with its files; a session that goes on gets a fresh one."""
+    reap_seconds: float = 3_600.0
+    """How often to look for what belongs to no session, has expired, or could not be put away before."""
     orphan_seconds_max: float = 300.0
     """A sandbox that no server talks to for this long ends by itself."""
     docker: DockerSettings = DockerSettings()

@@ -116,6 +116,16 @@ class Fact(NamedTuple):
     detail: str
 
 
+class Upkeep(NamedTuple):
+    """What a backend needs to put sandboxes away and to bring them back."""
+
+    records: Records
+    blobs: Blobs
+    clock: Clock
+    owner: Callable[[str], Awaitable[str | None]]
+    """The workspace of the session with this id; None when there is no such session."""
+
+
 class Sandboxes(Protocol):
     """A backend that makes sandboxes. Registered by name in `app.py`."""
 
@@ -127,8 +137,14 @@ class Sandboxes(Protocol):
         """What `start` depends on, one by one, for `corral doctor`. Blocking; never raises."""
         ...
 
+    def attended(self, upkeep: Upkeep) -> AbstractAsyncContextManager[None]:
+        """While open: sandboxes that nobody uses are paused and then put away, and what belongs to no session, or is
+        too old, is removed, now and from time to time. Opened before any sandbox, by the server that runs them."""
+        ...
+
     async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
-        """The session's sandbox: the one that runs, however it was made, else a new one by `recipe` over its files.
+        """The session's sandbox: the one that runs, however it was made, else a new one by `recipe` over its files,
+        which are brought back if they were put away.
 
         Idempotent and safe to call concurrently for one id. Survives a restart of the server: a sandbox that
         outlived it is found again. Raises `SandboxUnavailable` with the reason."""

@@ -27,6 +27,7 @@ from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, TextB
 from corral.errors import SandboxLost, SandboxUnavailable
 from corral.interfaces import Sandbox, SandboxCall, SandboxOperation, SandboxReply
 from corral.sandboxes.connection import Connection, greet, short_socket_path
+from corral.sandboxes.lifecycle import RESTARTED
 from corral.sandboxes.local import LocalSandboxes
 from tests import docker_engine
 from tests.contracts.conftest import SETTINGS, Machine
@@ -482,7 +483,7 @@ async def test_when_the_sandbox_dies_calls_are_lost_and_files_are_kept(
 
 @contract
 async def test_a_sandbox_that_is_not_used_ends_and_its_files_stay(machine: Machine) -> None:
-    server = machine.server(msgspec.structs.replace(SETTINGS, idle_seconds_max=0.1, orphan_seconds_max=0.1))
+    server = machine.server(msgspec.structs.replace(SETTINGS, checkpoint_seconds=0.1, orphan_seconds_max=0.1))
     try:
         first = Hands(await server.open(SESSION), count())
         await first("write", file_path="kept.txt", content="still here")
@@ -490,7 +491,8 @@ async def test_a_sandbox_that_is_not_used_ends_and_its_files_stay(machine: Machi
         assert record is not None
         await ended(record.pid)
         second = Hands(await server.open(SESSION), count(100))
-        assert await second.bash("cat kept.txt") == "still here"
+        told, kept = (await second("bash", command="cat kept.txt")).content
+        assert (told, kept) == (TextBlock(text=RESTARTED), TextBlock(text="still here"))
         again = machine.directory(SESSION).record()
         assert again is not None and again.pid != record.pid
     finally:

@@ -13,12 +13,11 @@ import anyio
 import msgspec
 
 from corral.api.dependencies import Services
-from corral.domain.file import FILE_KIND, File
+from corral.domain.file import FILE_KIND, REFERENCE_KIND, File
 from corral.domain.query import Record, RecordsQuery
 from corral.errors import NotFound
 
 KIND = FILE_KIND
-REFERENCE_KIND = "blob_reference"
 PAGE_RECORDS = 1_000
 
 

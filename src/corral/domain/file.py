@@ -22,6 +22,8 @@ from corral.errors import Invalid
 
 FILE_KIND = "file"
 """Of records."""
+REFERENCE_KIND = "blob_reference"
+"""Of records that say that something needs a blob: `parent_id` is its hash. While there is one, the blob stays."""
 FILENAME_CHARACTERS_MAX = 255
 FILENAME_FORBIDDEN = frozenset('<>:"|?*')
 EXPIRY_SECONDS_MIN, EXPIRY_SECONDS_MAX = 3_600, 7_776_000

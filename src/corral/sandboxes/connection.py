@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,14 @@ class Hello(NamedTuple):
     instance: str
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+
+
+class News(NamedTuple):
+    """What the agent is to be told of its sandbox, once, together with the next result."""
+
+    text: str
+    told: Callable[[], None]
+    """Called when it has been, or no longer needs to be."""
 
 
 class _InlineImage(msgspec.Struct, tag_field="type", tag="image", forbid_unknown_fields=True):
@@ -94,6 +102,11 @@ class Connection:
         self._waiting: dict[int, _Waiting] = {}
         self._number = 0
         self._silent_reconnections = 0
+        self.news: News | None = None
+        self.lost_told = False
+        """True when a call has said that the sandbox stopped."""
+        self.on_idle: Callable[[], None] = self.hang_up
+        """Called when it has not been used for `checkpoint_seconds`; hangs up, unless somebody knows better."""
         self.leaving = False
         """True when the server stops: calls that are cancelled then go on inside, for the next server to collect."""
         self._idle: asyncio.TimerHandle | None = None
@@ -110,17 +123,55 @@ class Connection:
         """It is used: count the idle time from now."""
         if self._idle is not None:
             self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(self._settings.idle_seconds_max, self._let_go)
+        loop, settings = asyncio.get_running_loop(), self._settings
+        self._used = loop.time()
+        self._idle = loop.call_later(min(settings.pause_seconds, settings.checkpoint_seconds), self._pause)
 
-    def _let_go(self) -> None:
-        """Hang up, unless somebody waits. The daemon ends when nobody comes back; until then it can be found again."""
+    @property
+    def idle(self) -> bool:
+        """Whether it has not been used for `checkpoint_seconds`."""
+        unused = asyncio.get_running_loop().time() - self._used
+        return not self._waiting and unused >= self._settings.checkpoint_seconds
+
+    def _pause(self) -> None:
+        """Stop what runs in the background, unless somebody waits. The next call lets it go on."""
+        if self._waiting:
+            self.touch()
+            return
+        self._number += 1
+        self._writer.write(_frame({"n": self._number, "do": "pause"}))
+        more = self._settings.checkpoint_seconds - self._settings.pause_seconds
+        self._idle = asyncio.get_running_loop().call_later(max(0.0, more), self._rest)
+
+    def _rest(self) -> None:
         if self._waiting:
             self.touch()
         else:
-            self._serving.cancel()
+            self.on_idle()
+
+    def hang_up(self) -> None:
+        """Hang up. The daemon ends when nobody comes back; until then it can be found again."""
+        self._serving.cancel()
 
     async def call(self, call: SandboxCall) -> SandboxReply:
         """See `Sandbox.call`."""
+        try:
+            reply = await self._call(call)
+        except SandboxLost:
+            self.lost_told = True
+            self._take_news()
+            raise
+        news = self._take_news()
+        return reply if news is None else msgspec.structs.replace(reply, content=(TextBlock(text=news), *reply.content))
+
+    def _take_news(self) -> str | None:
+        news, self.news = self.news, None
+        if news is None:
+            return None
+        news.told()
+        return news.text
+
+    async def _call(self, call: SandboxCall) -> SandboxReply:
         if self.lost:
             raise SandboxLost(PREDECESSOR_LOST if call.resumed else ENDED)
         known_only = call.resumed and self._has_predecessor

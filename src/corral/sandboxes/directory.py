@@ -1,8 +1,9 @@
 """The place on disk of one session's sandbox, and the record of the instance that runs over it.
 
     <root>/sessions/<session id>/
-        server/     only the server's: socket, record, log, lock; never visible inside
+        server/     only the server's: socket, records, log, lock; never visible inside
         files/      the sandbox's own: workspace, outputs, uploads, home, tmp
+    <root>/trash/   what is being removed: it goes there in one step, so a session's directory is whole or not there
 
 When the server is root, `files/` belongs to the host uid of this one sandbox, claimed as `<root>/uids/<uid>`, so no
 two sandboxes share a uid. Otherwise everything belongs to the server's user. Blocking; called from worker threads.
@@ -14,12 +15,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import secrets
 import select
 import shutil
 import signal
 import subprocess
 import time
 import zlib
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -28,6 +31,8 @@ from corral.errors import SandboxUnavailable
 
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 KEPT_FOLDERS = ("workspace", "outputs", "uploads", "home")
+PACKED_FOLDERS = ("workspace", "outputs", "home")
+"""What goes into a checkpoint; uploads are put in anew."""
 KILL_SECONDS_MAX = 10.0
 LOCK_POLL_SECONDS = 0.01
 
@@ -40,6 +45,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Since boot. With `boot_id` it tells a process from a later one with the same pid."""
     boot_id: str
     predecessors: int
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files are: which of the session's, since when, and what the agent is still to be told of them."""
+
+    created_at: datetime
+    """When the sandbox was made."""
+    generation: int = 0
+    """Of the checkpoint that the files came from, or that is known to be older than they are; 0 for none."""
+    unused: bool = False
+    """No sandbox has run over them since they came out of their checkpoint."""
+    notice: str = ""
 
 
 class SessionDirectory:
@@ -57,21 +74,27 @@ class SessionDirectory:
         self.uploads = self.server / "uploads.json"
         """What was put among the uploads: hashes by path."""
         self._record = self.server / "instance.json"
+        self._life = self.server / "life.json"
 
     def lock(self, seconds_max: float) -> int:
         """Keep other servers on this directory from making an instance until the descriptor is closed."""
-        self.server.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.server / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + seconds_max
         while True:
+            self.server.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.server / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
+                # Whoever had it may have removed the directory, and the lock with it.
+                if (self.server / "lock").stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+            except FileNotFoundError:
+                pass
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     os.close(descriptor)
                     raise SandboxUnavailable("Another server is starting this sandbox and does not finish.") from None
                 time.sleep(LOCK_POLL_SECONDS)
+            os.close(descriptor)
 
     def owner(self) -> int:
         """The host uid that this sandbox runs as."""
@@ -82,8 +105,7 @@ class SessionDirectory:
         self.server.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(self.path, 0o711)
         if not self.files.exists():
-            uid = self._claim_uid(uid_first, uid_count) if os.geteuid() == 0 else os.geteuid()
-            self._make_owned(self.files, uid)
+            self._make_owned(self.files, self.claim_uid(uid_first, uid_count))
         remove_tree(self.files / "tmp")
         for name in (*KEPT_FOLDERS, "tmp"):
             if not (self.files / name).exists():
@@ -99,7 +121,40 @@ class SessionDirectory:
             os.chown(draft, uid, uid)
         draft.rename(path)
 
-    def _claim_uid(self, first: int, count: int) -> int:
+    def begin_files(self, *, uid_first: int, uid_count: int) -> Path:
+        """An empty directory of the sandbox's own user, to become `files` with `take_files`."""
+        self.server.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chmod(self.path, 0o711)
+        begun = self.path / "restoring"
+        remove_tree(begun)
+        uid = self.owner() if self.files.exists() else self.claim_uid(uid_first, uid_count)
+        self._make_owned(begun, uid)
+        return begun
+
+    def take_files(self, begun: Path, life: Life) -> None:
+        """Let these be the files from now on, in place of any older ones."""
+        self.drop_files(give_back=False)
+        begun.rename(self.files)
+        self.put_life(life)
+
+    def drop_files(self, *, give_back: bool = True) -> None:
+        """Remove the files and all that is known of them; also give the uid back, unless others go on with it."""
+        for place in (self._record, self.uploads, self._life):
+            place.unlink(missing_ok=True)
+        if self.files.exists():
+            uid, trash = self.owner(), self._trash()
+            self.files.rename(trash)
+            remove_tree(trash)
+            if give_back:
+                self._give_back(uid)
+
+    def _give_back(self, uid: int) -> None:
+        (self._root / "uids" / str(uid)).unlink(missing_ok=True)
+
+    def claim_uid(self, first: int, count: int) -> int:
+        """A host uid that no other sandbox has; the server's own when it cannot give any away."""
+        if os.geteuid() != 0:
+            return os.geteuid()
         claims = self._root / "uids"
         claims.mkdir(mode=0o700, exist_ok=True)
         # Spread by path, so that several servers on one machine seldom use the same uids.
@@ -136,6 +191,24 @@ class SessionDirectory:
         draft.replace(self._record)
         return record
 
+    def life(self) -> Life | None:
+        """What is known of the files; None when nothing is."""
+        try:
+            return msgspec.json.decode(self._life.read_bytes(), type=Life)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def put_life(self, life: Life) -> None:
+        """Note what the files are."""
+        draft = self._life.with_suffix(".draft")
+        draft.write_bytes(msgspec.json.encode(life))
+        draft.replace(self._life)
+
+    def is_running(self) -> bool:
+        """Whether the recorded instance is alive."""
+        record = self.record()
+        return record is not None and record.boot_id == boot_id() and start_ticks(record.pid) == record.start_ticks
+
     def kill_instance(self) -> None:
         """Kill exactly the recorded process, and wait until it is gone. A bubblewrap sandbox dies with it."""
         record = self.record()
@@ -158,12 +231,21 @@ class SessionDirectory:
 
     def remove(self) -> None:
         """Remove all of it and give the uid back."""
-        if not self.path.exists():
+        uids = [place.lstat().st_uid for place in (self.files, self.path / "restoring") if place.exists()]
+        trash = self._trash()
+        try:
+            self.path.rename(trash)
+        except FileNotFoundError:
             return
-        uid = self.owner() if self.files.exists() else None
-        remove_tree(self.path)
-        if uid is not None:
-            (self._root / "uids" / str(uid)).unlink(missing_ok=True)
+        remove_tree(trash)
+        for uid in uids:
+            self._give_back(uid)
+
+    def _trash(self) -> Path:
+        """A new name for what is to be removed. The server's only: what is in there is no sandbox's any more."""
+        trash = self._root / "trash"
+        trash.mkdir(mode=0o700, exist_ok=True)
+        return trash / f"{self.path.name}.{secrets.token_hex(8)}"
 
     def log_text(self) -> str:
         """The last thing that was said while an instance started."""

@@ -27,13 +27,18 @@ ENTRIES_MAX = 20_000
 
 
 def outputs(directory: SessionDirectory) -> list[Output] | None:
-    """The regular files in the outputs, sorted by path; None when the session never had a sandbox."""
+    """The regular files in the outputs, sorted by path; None when there is no such directory."""
     try:
         root = _open_folder(directory, "outputs")
     except OSError:
         return None
     try:
         found = list(_files_under(root, b"", os.fstat(root).st_uid, [ENTRIES_MAX]))
+        # What was removed while we looked only seemed to have fewer files.
+        if os.lstat(directory.files / "outputs").st_ino != os.fstat(root).st_ino:
+            return None
+    except FileNotFoundError:
+        return None
     finally:
         os.close(root)
     return sorted(found)

@@ -13,7 +13,8 @@ import socket
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -27,11 +28,13 @@ from corral.config import SandboxSettings
 from corral.domain.environment import SEALED, Recipe
 from corral.domain.file import Mount, Output
 from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
-from corral.interfaces import Blobs, Fact, Sandbox
+from corral.interfaces import Blobs, Fact, Sandbox, Upkeep
 from corral.sandboxes import directory_files
+from corral.sandboxes.attendant import Attendant
 from corral.sandboxes.cgroups import Group
-from corral.sandboxes.connection import Connection, greet, short_socket_path
-from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
+from corral.sandboxes.connection import Connection, Hello, News, greet, short_socket_path
+from corral.sandboxes.directory import KILL_SECONDS_MAX, Record, SessionDirectory
+from corral.sandboxes.lifecycle import RESTARTED, Lifecycle, in_use
 from corral.sandboxes.limited import Watch
 
 log = structlog.get_logger(__name__)
@@ -86,8 +89,16 @@ class _Child:
 class LocalSandboxes(ABC):
     """Implements `Sandboxes`, but for what a backend adds."""
 
+    as_server = False
+    """Whether sandboxes run as the server's own user."""
+
     def __init__(self, settings: SandboxSettings, root: Path) -> None:
         self._settings, self._root = settings, root
+        self._lifecycle = Lifecycle(settings, as_server=self.as_server)
+        self._attendant = Attendant(settings, root, self)
+        self._putting_away: dict[str, anyio.CancelScope] = {}
+        self._lost_told: set[str] = set()
+        """Sessions that have heard that their last sandbox stopped."""
         self._connections: dict[str, Connection] = {}
         self._watch = Watch(settings, root)
         self._children: dict[str, _Child] = {}
@@ -128,12 +139,25 @@ class LocalSandboxes(ABC):
                 await anyio.to_thread.run_sync(self.prepare)
                 self._started = True
 
+    @asynccontextmanager
+    async def attended(self, upkeep: Upkeep) -> AsyncGenerator[None]:
+        """See `Sandboxes.attended`."""
+        self._lifecycle.keep(upkeep)
+        checkpoints = self._lifecycle.checkpoints
+        assert checkpoints is not None
+        try:
+            async with self._attendant.attending(upkeep, checkpoints):
+                yield
+        finally:
+            self._lifecycle.keep(None)
+
     async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
         """See `Sandboxes.open`. Cheap when the sandbox runs, so it may be called before every use."""
         connection = self._running(session_id)
         directory, group = SessionDirectory(self._root, session_id), self.group(session_id)
         if connection is not None:
             return self._watch.over(session_id, connection, directory, group)
+        self._keep_here(session_id)
         async with self._locks.setdefault(session_id, anyio.Lock()):
             connection = self._running(session_id)
             if connection is None:
@@ -147,6 +171,8 @@ class LocalSandboxes(ABC):
         connection = self._connections.get(session_id)
         if connection is None or connection.lost:
             self._connections.pop(session_id, None)
+            if connection is not None and connection.lost_told:
+                self._lost_told.add(session_id)
             return None
         connection.touch()
         return connection
@@ -156,7 +182,11 @@ class LocalSandboxes(ABC):
             await self.start()
             lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
             try:
-                connection = await self._find(directory) or await self._launch(directory, session_id, recipe)
+                connection = await self._find(directory)
+                if connection is None:
+                    await self._lifecycle.revive(directory, session_id)
+                    connection = await self._launch(directory, session_id, recipe)
+                connection.on_idle = partial(self._rest, session_id, connection)
                 self._connections[session_id] = connection
                 return connection
             finally:
@@ -172,7 +202,7 @@ class LocalSandboxes(ABC):
             return None
         hello = await greet(directory.socket, self._settings)
         if hello is not None:
-            return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
+            return self._connected(directory, hello, record, "")
         # It may hang rather than be gone; two over the same files must never be.
         await anyio.to_thread.run_sync(self.kill, directory)
         return None
@@ -188,11 +218,24 @@ class LocalSandboxes(ABC):
             await anyio.to_thread.run_sync(self.kill, directory)
             await self._reap(session_id)
             raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
-        return Connection(directory.socket, self._settings, hello, has_predecessor=record.predecessors > 0)
+        told = session_id in self._lost_told
+        self._lost_told.discard(session_id)
+        return self._connected(directory, hello, record, RESTARTED if record.predecessors and not told else "")
+
+    def _connected(self, directory: SessionDirectory, hello: Hello, record: Record, notice: str) -> Connection:
+        life = directory.life()
+        has_predecessor = record.predecessors > 0 or (life is not None and life.generation > 0)
+        connection = Connection(directory.socket, self._settings, hello, has_predecessor=has_predecessor)
+        if notice or (life and life.notice):
+            connection.news = News((life.notice if life else "") or notice, partial(_note_told, directory))
+        return connection
 
     def _launch_recorded(self, directory: SessionDirectory, recipe: Recipe) -> Launched:
         self._watch.require_space()
         directory.make(uid_first=self._settings.uid_first, uid_count=self._settings.uid_count)
+        life = directory.life()
+        if life is not None and life.unused:
+            directory.put_life(in_use(life))
         listener = _listen(directory)
         try:
             launched = self.launch(directory, listener.fileno(), recipe)
@@ -232,16 +275,25 @@ class LocalSandboxes(ABC):
                 for path in await anyio.to_thread.run_sync(directory_files.begin_uploads, directory, wanted):
                     await _place(directory, path, wanted[path], blobs)
                 self._mounted[session_id] = wanted
+                self._running(session_id)  # long files take long, and it was in use all the while
         except OSError as error:
             raise SandboxUnavailable(f"The session's files could not be mounted: {error}") from error
 
     async def outputs(self, session_id: str) -> Sequence[Output] | None:
         """See `Sandboxes.outputs`."""
-        return await anyio.to_thread.run_sync(directory_files.outputs, SessionDirectory(self._root, session_id))
+        directory = SessionDirectory(self._root, session_id)
+        found = await anyio.to_thread.run_sync(directory_files.outputs, directory)
+        if found is None:
+            found = await self._lifecycle.noted_outputs(session_id)
+        if found is None and await self._bring_back(directory, session_id):
+            found = await anyio.to_thread.run_sync(directory_files.outputs, directory)
+        return found
 
     async def read_output(self, session_id: str, path: bytes) -> AsyncGenerator[bytes]:
         """See `Sandboxes.read_output`. No more than it had when it was opened, however fast it grows."""
         directory = SessionDirectory(self._root, session_id)
+        if not directory.files.exists():
+            await self._bring_back(directory, session_id)
         descriptor = await anyio.to_thread.run_sync(directory_files.open_output, directory, path)
         try:
             left = os.fstat(descriptor).st_size
@@ -251,21 +303,76 @@ class LocalSandboxes(ABC):
         finally:
             os.close(descriptor)
 
+    async def _bring_back(self, directory: SessionDirectory, session_id: str) -> bool:
+        """Have the files of a session that rests on disk again, without a sandbox; False when there are none."""
+        if not await self._lifecycle.has_archive(session_id):
+            return False
+        async with self._locks.setdefault(session_id, anyio.Lock()):
+            if not directory.files.exists():
+                lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
+                try:
+                    await self._lifecycle.revive(directory, session_id)
+                finally:
+                    os.close(lock)
+        return True
+
+    def has(self, session_id: str) -> bool:
+        """Whether a sandbox of this session is in use by this server."""
+        return session_id in self._connections
+
+    def _rest(self, session_id: str, connection: Connection) -> None:
+        if self._lifecycle.checkpoints is None:
+            connection.hang_up()
+        else:
+            self._attendant.announce(session_id)
+
+    def _keep_here(self, session_id: str) -> None:
+        """The session's sandbox is needed: it is not put away now."""
+        if session_id in self._putting_away:
+            self._putting_away[session_id].cancel()
+
+    async def put_away(self, session_id: str) -> None:
+        """End a sandbox that is not used and put its files away; nothing of it stays on this machine. Leaves alone one
+        that is used again. Raises `SandboxUnavailable` or `Unavailable`; then the files stay where they are."""
+        directory = SessionDirectory(self._root, session_id)
+        async with self._locks.setdefault(session_id, anyio.Lock()):
+            connection = self._connections.get(session_id)
+            if connection is not None and not connection.lost and not connection.idle:
+                return
+            with anyio.CancelScope() as scope:
+                self._putting_away[session_id] = scope
+                try:
+                    await self._end(directory, session_id)
+                    lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
+                    try:
+                        await self._lifecycle.put_away(directory, session_id)
+                    finally:
+                        os.close(lock)
+                finally:
+                    del self._putting_away[session_id]
+
+    async def _end(self, directory: SessionDirectory, session_id: str) -> None:
+        with anyio.CancelScope(shield=True):
+            self._mounted.pop(session_id, None)
+            self._lost_told.discard(session_id)
+            connection = self._connections.pop(session_id, None)
+            if connection is not None:
+                await connection.end()
+                await connection.close()
+            await anyio.to_thread.run_sync(self.kill, directory)
+            await self._reap(session_id)
+            if group := self.group(session_id):
+                await anyio.to_thread.run_sync(group.remove)
+
     async def destroy(self, session_id: str) -> None:
         """See `Sandboxes.destroy`."""
         directory = SessionDirectory(self._root, session_id)
+        self._keep_here(session_id)
         async with self._locks.setdefault(session_id, anyio.Lock()):
             with anyio.CancelScope(shield=True):
-                self._mounted.pop(session_id, None)
-                connection = self._connections.pop(session_id, None)
-                if connection is not None:
-                    await connection.end()
-                    await connection.close()
-                await anyio.to_thread.run_sync(self.kill, directory)
-                await self._reap(session_id)
-                if group := self.group(session_id):
-                    await anyio.to_thread.run_sync(group.remove)
+                await self._end(directory, session_id)
                 await anyio.to_thread.run_sync(directory.remove)
+                await self._lifecycle.drop(session_id)
 
     def leave(self) -> None:
         """See `Sandboxes.leave`."""
@@ -299,6 +406,12 @@ class LocalSandboxes(ABC):
         values |= {"listener": listener, "root": root, "environment": environment, "resources": resources}
         values |= {"names": names, "frame_bytes_max": self._settings.reply_bytes_max}
         return [python, "-I", "-S", "-c", RUN_DAEMON % module, source, msgspec.json.encode(values).decode()]
+
+
+def _note_told(directory: SessionDirectory) -> None:
+    life = directory.life()
+    if life is not None and life.notice:
+        directory.put_life(msgspec.structs.replace(life, notice=""))
 
 
 async def _place(directory: SessionDirectory, path: str, sha256: str, blobs: Blobs) -> None:

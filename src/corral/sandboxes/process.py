@@ -39,6 +39,8 @@ NAMES = {
 class ProcessSandboxes(LocalSandboxes):
     """See the module."""
 
+    as_server = True
+
     def __init__(self, settings: SandboxSettings, data_dir: Path) -> None:
         directory = settings.directory and Path(settings.directory).expanduser().absolute()
         super().__init__(settings, directory or data_dir.absolute() / "sandboxes")

@@ -10,6 +10,6 @@ because they are most of a sandbox's cold start.
     processes.py  start, reap and kill
 
 Frames are a 4-byte big-endian length and JSON, on a listening socket that the server bound and this process
-inherited. A request has a number `n` and an action `do`: hello, call, cancel, forget, purge (kill all but the daemon)
-or end; the answer repeats `n`.
+inherited. A request has a number `n` and an action `do`: hello, call, cancel, forget, pause, purge (kill all but the
+daemon) or end; the answer repeats `n`.
 """

@@ -136,6 +136,11 @@ class Calls:
                 if call is not None and call.reply is not None:
                     call.reply = GONE
 
+    def running(self) -> bool:
+        """Whether any call has no result yet."""
+        with self._lock:
+            return any(call.reply is None for call in self._calls.values())
+
     def cancel(self, call_id: str) -> None:
         """Stop the call if it runs."""
         with self._lock:

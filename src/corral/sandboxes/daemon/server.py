@@ -136,6 +136,7 @@ class Server:
     def _handle(self, peer: Peer, message: dict[str, Any]) -> None:
         number, action = message["n"], message["do"]
         if action == "call":
+            self._processes.resume()
             return self._calls.submit(peer, message)
         if action == "hello":
             return peer.send(number, b'"protocol":%d,"instance":"%s"' % (PROTOCOL, self._instance.encode()))
@@ -145,6 +146,9 @@ class Server:
             self._calls.forget(message["call_ids"])
         elif action == "purge":
             self._processes.purge()
+        elif action == "pause":
+            if not self._calls.running():
+                self._processes.pause()
         elif action == "end":
             self._alone_since = float("-inf")
             self._processes.kill_all()
