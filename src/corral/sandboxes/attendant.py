@@ -68,6 +68,7 @@ class Attendant:
         # ended through the scope and not by cancelling the task, so that what must not be cut in two is finished.
         scope = anyio.CancelScope()
         work = asyncio.create_task(self._work(scope, upkeep, checkpoints), name="sandboxes attended")
+        work.add_done_callback(_report)
         try:
             yield
         finally:
@@ -159,6 +160,12 @@ class Attendant:
                 continue
             if uid in map(str, unclaimed) or time.time() - claim.stat().st_mtime > CLAIM_SECONDS_MIN:
                 claim.unlink(missing_ok=True)
+
+
+def _report(work: asyncio.Task[None]) -> None:
+    """A bug must not wait until the server stops to be heard of."""
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.error("sandboxes_not_attended", exc_info=error)
 
 
 def _names(directory: Path) -> list[str]:
