@@ -154,7 +154,7 @@ async def test_files_come_back_as_they_were(house: House) -> None:
 
 
 def isolated(house: House) -> bool:
-    return house.machine.backend == "bubblewrap"
+    return house.machine.isolates
 
 
 async def test_a_checkpoint_takes_the_place_of_the_last_and_nothing_outlives_the_session(house: House) -> None:
