@@ -48,7 +48,8 @@ ARROWS: dict[str, frozenset[str]] = {
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
     "sandboxes": frozenset(
-        "attendant cgroups checkpoints connection directory disk lifecycle limited local packing programs seccomp".split()
+        "attendant cgroups checkpoints connection directory disk lifecycle limited local packing programs "
+        "seccomp".split()
     ),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),
