@@ -90,6 +90,11 @@ def can_make_socket(family: int, kind: int = socket.SOCK_STREAM, protocol: int =
     return True
 
 
+def is_null(path: str) -> bool:
+    """Whether something was put in its place that swallows everything."""
+    return os.path.exists(path) and os.stat(path).st_rdev == os.stat("/dev/null").st_rdev != 0
+
+
 def writable_settings_of_the_kernel() -> bool:
     for directory, _, names in os.walk("/proc/sys"):
         for name in names:
@@ -130,6 +135,76 @@ def has_capabilities() -> bool:
         return any(line.startswith("CapBnd:") and int(line.split()[1], 16) for line in status)
 
 
+def setuid_program_runs_as_root() -> bool:
+    """Start one that waits, and ask the kernel whom it acts as."""
+    program = next((path for path in ("/usr/bin/su", "/bin/su", "/usr/bin/passwd") if os.path.exists(path)), None)
+    if program is None or not os.stat(program).st_mode & 0o4000:
+        return False
+    reading, writing = os.pipe()
+    child = os.posix_spawn(program, [program], {}, file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)])
+    try:
+        with open(f"/proc/{child}/status", encoding="ascii") as status:
+            effective = next(line.split()[2] for line in status if line.startswith("Uid:"))
+        return effective == "0" and os.geteuid() != 0
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(writing)
+        os.close(reading)
+
+
+def own_setuid_program_gains() -> bool:
+    """A copy of our own with the setuid bit: it must act as nobody but us."""
+    with open("/bin/sleep", "rb") as source, open("own-setuid", "wb") as copy:
+        copy.write(source.read())
+    os.chmod("own-setuid", 0o4755)
+    child = os.posix_spawn("own-setuid", ["sleep", "100"], {})
+    try:
+        with open(f"/proc/{child}/status", encoding="ascii") as status:
+            uids = next(line.split()[1:] for line in status if line.startswith("Uid:"))
+        return set(uids) != {str(os.getuid())}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def can_list(path: str) -> bool:
+    try:
+        os.listdir(path)
+    except OSError:
+        return False
+    return True
+
+
+def sees_a_process_of(name: str) -> bool:
+    """The server's number means nothing inside, so its environment cannot be asked for by it."""
+    try:
+        with open(f"/proc/{os.environ[name]}/environ", "rb") as file:
+            return b"CORRAL_ESCAPE_SECRET" in file.read()
+    except OSError:
+        return False
+
+
+def refused_calls_pass() -> bool:
+    """Each with arguments that mean nothing, so that the kernel itself would call them invalid, not forbidden."""
+    for word in os.environ["REFUSED_CALLS"].split(","):
+        ctypes.set_errno(0)
+        result = LIBC.syscall(int(word.partition("=")[2]), *[ctypes.c_long(-1)] * 6)
+        if result >= 0 or ctypes.get_errno() not in (1, 38):
+            return True
+    return False
+
+
+def netlink_families() -> bool:
+    return any(can_make_socket(16, socket.SOCK_DGRAM, family) for family in range(23))
+
+
+def other_families() -> bool:
+    return any(
+        can_make_socket(family, kind) for family in range(3, 46) if family != socket.AF_INET6 for kind in (1, 2, 3, 5)
+    )
+
+
 ATTACKS: dict[str, Callable[[], bool]] = {
     "write a kernel setting": writable_settings_of_the_kernel,
     "open the kernel's memory": lambda: any(map(can_read, ("/dev/mem", "/dev/kmem", "/dev/port", "/proc/kcore"))),
@@ -168,6 +243,26 @@ ATTACKS: dict[str, Callable[[], bool]] = {
     "change personality": lambda: system_call("personality", 0x0400000),
     "read the kernel's log": lambda: system_call("syslog", 3, ctypes.create_string_buffer(64), 64),
     "type into the terminal": lambda: system_call("ioctl", 0, 0x5412, b"x"),
+    "run a setuid program as root": setuid_program_runs_as_root,
+    "gain by a setuid program of our own": own_setuid_program_gains,
+    "write the daemon's memory": lambda: can_open("/proc/1/mem", os.O_RDWR),
+    "read the daemon's memory": lambda: can_read("/proc/1/mem") or can_open("/proc/1/mem", os.O_RDONLY),
+    "see the daemon's descriptors": lambda: can_list("/proc/1/fd"),
+    "read the daemon's environment": lambda: can_read("/proc/1/environ"),
+    "see the daemon's maps": lambda: can_read("/proc/1/maps"),
+    "enter the daemon's root": lambda: can_list("/proc/1/root") or can_list("/proc/1/cwd"),
+    "attach to the daemon": lambda: system_call("ptrace", 16, 1, 0, 0),
+    "read the server's environment by its number": lambda: sees_a_process_of("SERVER_PID"),
+    "connect to a session's socket": lambda: can_connect(socket.AF_UNIX, os.environ["SESSION_SOCKET"]),
+    "open the kernel's core pattern": lambda: can_open("/proc/sys/kernel/core_pattern", os.O_WRONLY),
+    "open the kernel's sysrq": lambda: (
+        can_open("/proc/sysrq-trigger", os.O_WRONLY) and not is_null("/proc/sysrq-trigger")
+    ),
+    "see /sys at all": lambda: can_list("/sys"),
+    "see cgroups": lambda: can_list("/sys/fs/cgroup"),
+    "make a netlink socket of any family": netlink_families,
+    "make a socket of any other family": other_families,
+    "make a call that is refused": refused_calls_pass,
     "read the server's environment": lambda: "CORRAL_ESCAPE_SECRET" in os.environ,
 }
 SECONDS_MAX = 20

@@ -150,6 +150,9 @@ class Watch:
                     self._limited.pop(session_id)
             try:
                 seconds = await self._look()
+            except FileNotFoundError:
+                # A sandbox was destroyed meanwhile.
+                seconds = LOOK_SECONDS_MIN
             except OSError as error:
                 # Of one look only; the next one comes.
                 log.warning("disk_not_counted", error=str(error))

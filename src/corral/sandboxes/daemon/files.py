@@ -153,7 +153,10 @@ class Files:
         """Lines that match, as ripgrep prints them."""
         name, limit = call.arguments.get("path") or ".", self._limits.output_bytes_max
         path = os.path.normpath(self._names.locate(name))
-        os.stat(path)
+        mode = os.stat(path).st_mode
+        if not stat.S_ISDIR(mode):
+            # ripgrep would wait for somebody to write into a pipe, and read a device without end.
+            _require_regular("grep", name, mode)
         argv = ["/usr/bin/env", "rg", "--no-config", "-n", "--no-heading", "--color=never"]
         argv += ["-M", str(LINE_CHARACTERS_MAX), "--max-columns-preview", "-e", call.arguments["pattern"], "--", path]
         code, output, errors, truncated = self._search(call, argv, limit)
