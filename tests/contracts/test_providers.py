@@ -22,7 +22,7 @@ import anyio.to_thread
 import msgspec
 import pytest
 
-from corral.config import load
+from corral.config import ModelRoute, load
 from corral.domain.content import AssistantBlock, TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.inference import (
     BlockStarted,
@@ -49,11 +49,17 @@ from corral.providers.local_gguf import chat_template
 from corral.providers.local_server import ServerOrder
 from corral.providers.local_template import adjusted
 from corral.providers.openai import OpenAIProvider
+from corral.providers.openai_litellm import LiteLLMProvider
+from corral.providers.routing import RoutedProvider
 from corral.providers.scripted import ScriptedProvider
 from tests.contracts.model_server import ModelServer
 from tests.e2e.test_typescript import Node, find_node
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    # LiteLLM, where it is installed, is older than the pydantic beside it.
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning"),
+]
 
 KEY = "sk-of-the-contract-suite"
 AIMOCK = "@copilotkit/aimock@1.43.0"
@@ -79,6 +85,14 @@ WIRES: Mapping[str, Make] = {
     "chat": lambda url: OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", wire="chat"),
     "responses": lambda url: OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", wire="responses"),
 }
+LITELLM_ROUTE = ModelRoute(pattern="*", provider="litellm", model="openai/m")
+
+
+def through_litellm(url: str) -> Provider:
+    def make() -> Provider:
+        return LiteLLMProvider(api_key=KEY, api_base=f"{url}/v1")
+
+    return RoutedProvider((LITELLM_ROUTE,), {"litellm": make})
 
 
 class Subject(NamedTuple):
@@ -207,7 +221,7 @@ def aimock(aimock_program: tuple[Node, Path]) -> Iterator[str]:
         process.wait(10)
 
 
-PLAYERS = ["scripted", *(f"stand-in {wire}" for wire in WIRES)]
+PLAYERS = ["scripted", *(f"stand-in {wire}" for wire in (*WIRES, "litellm"))]
 """Those that play any script."""
 SUBJECTS = [*PLAYERS, *(f"aimock {wire}" for wire in WIRES)]
 
@@ -236,6 +250,10 @@ def made(request: pytest.FixtureRequest) -> Subject:
         return Subject(WIRES[wire](request.getfixturevalue("aimock")), "aimock")
     server: ModelServer = request.getfixturevalue("stand_in")
     server.requests.clear()
+    if wire == "litellm":
+        if find_spec("litellm") is None:
+            pytest.skip("LiteLLM is not installed (corral[litellm])")
+        return Subject(through_litellm(server.url), "stand-in", server)
     return Subject(WIRES[wire](server.url), "stand-in", server)
 
 

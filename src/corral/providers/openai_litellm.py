@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import anyio
 import anyio.to_thread
@@ -20,14 +20,18 @@ import msgspec
 
 from corral.config import set_default
 from corral.domain.inference import ModelChunk, ModelRequest
-from corral.errors import MachineUnfit, ProviderUnreachable
+from corral.errors import MachineUnfit, ProviderError, ProviderUnreachable
 from corral.providers.messages_errors import clean, unreachable
 from corral.providers.openai_answer import ServerFault
 from corral.providers.openai_chat import encode_chat
 from corral.providers.openai_chat_answer import ChatAnswer
 from corral.providers.openai_errors import http_error, stream_error
 
+if TYPE_CHECKING:
+    from openai import APIError, APIStatusError
+
 CLOSE_SECONDS_MAX = 2.0
+CAUSES_MAX = 10
 
 
 class Chunk(Protocol):
@@ -84,15 +88,26 @@ class LiteLLMProvider:
                 # A cancelled reader must still cut the connection, or the server goes on generating.
                 with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
                     await _hang_up(chunks.completion_stream)
-        except openai.APIStatusError as error:
-            raise http_error(error, self._secrets) from error
-        except (openai.APIConnectionError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
-            raise unreachable(error, self._secrets) from error
-        except (openai.APIError, ServerFault) as error:
+        except ServerFault as error:
             raise stream_error(error.body, self._secrets) from error
+        except openai.APIError as error:
+            raise self._failure(openai, error) from error
+        except (transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
+            raise unreachable(error, self._secrets) from error
         except (openai.OpenAIError, ValueError) as error:
             words = f"The model server's answer cannot be read: {error}"
             raise ProviderUnreachable(clean(words, self._secrets)) from error
+
+    def _failure(self, openai: ModuleType, error: APIError) -> ProviderError:
+        """LiteLLM wraps what it caught, and says less than that did."""
+        found = _first_cause(openai, error)
+        if isinstance(found, openai.APIStatusError):
+            status = cast("APIStatusError", found)
+            status.body = status.body or {"message": status.message}
+            return http_error(status, self._secrets)
+        if isinstance(found, openai.APIConnectionError):
+            return unreachable(found, self._secrets)
+        return stream_error(found.body or {"message": found.message}, self._secrets)
 
     async def _send(self, litellm: ModuleType, request: ModelRequest) -> Chunks:
         body = msgspec.json.decode(encode_chat(request, official=False), type=dict[str, object])
@@ -101,6 +116,18 @@ class LiteLLMProvider:
         return await ask(
             **body, **self._place, timeout=self._idle_seconds, num_retries=0, max_retries=0, drop_params=True
         )
+
+
+def _first_cause(openai: ModuleType, error: APIError) -> APIError:
+    """The error of OpenAI's SDK that is behind LiteLLM's, else LiteLLM's own, where another client was at work."""
+    cause: BaseException | None = error
+    for _ in range(CAUSES_MAX):
+        if cause is None:
+            break
+        if isinstance(cause, openai.APIError) and not type(cause).__module__.startswith("litellm"):
+            return cast("APIError", cause)
+        cause = getattr(cause, "original_exception", None) or cause.__cause__ or cause.__context__
+    return error
 
 
 async def _hang_up(stream: object) -> None:
