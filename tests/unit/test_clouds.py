@@ -254,6 +254,8 @@ async def test_what_bedrock_lacks_is_said_and_not_tried_again(
 async def test_there_is_no_fast_mode_in_a_cloud(bedrock: AnthropicProvider) -> None:
     with pytest.raises(ProviderRefused, match="fast mode"):
         bedrock.stream(msgspec.structs.replace(REQUEST, speed="fast"))
+    with pytest.raises(ProviderRefused, match="inference_geo"):
+        bedrock.stream(msgspec.structs.replace(REQUEST, inference_geo="eu"))
 
 
 # ------------------------------------------------------------------------------------------------- vertex

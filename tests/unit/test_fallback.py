@@ -126,6 +126,18 @@ async def test_a_refusal_is_answered_by_the_second_model_and_paid_for(
     assert tokens.input_tokens == 40 + response.usage.input_tokens
     assert tokens.cost_microdollars == 60 + 100 * response.usage.input_tokens + 1000 * response.usage.output_tokens
     assert total(used, {"first": prices["first"]}.get).cost_microdollars is None
+    there = total(used, prices.get, "us").cost_microdollars
+    assert there is not None and tokens.cost_microdollars is not None
+    assert there * 10 >= tokens.cost_microdollars * 11 > (there - 1) * 10
+
+
+@pytest.mark.requirement("F002")
+async def test_who_cannot_promise_a_place_is_not_asked(server: Counterpart) -> None:
+    provider = routed(server, "outage")
+    with pytest.raises(ProviderRefused, match="certain place"):
+        await chunks_of(provider, msgspec.structs.replace(asking(), inference_geo="eu"))
+    await provider.close()
+    assert server.bodies == []
 
 
 @pytest.mark.requirement("F086")

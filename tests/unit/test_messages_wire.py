@@ -579,12 +579,13 @@ async def test_effort_and_speed_are_sent_only_when_asked_for(server: Counterpart
     provider = AnthropicProvider(api_key=KEY, base_url=server.url)
     with anyio.fail_after(20):
         plain = [chunk async for chunk in provider.stream(REQUEST)]
-        eager = msgspec.structs.replace(REQUEST, effort="high", speed="fast")
+        eager = msgspec.structs.replace(REQUEST, effort="high", speed="fast", inference_geo="us")
         assert [chunk async for chunk in provider.stream(eager)] == plain
     await provider.close()
     await provider.close()
     first, second = (msgspec.json.decode(body, type=dict[str, object]) for body in server.bodies)
-    assert "output_config" not in first and "speed" not in first
+    assert not {"output_config", "speed", "inference_geo"} & first.keys()
+    assert second["inference_geo"] == "us"
     assert "anthropic-beta" not in server.headers[0]
     assert (second["output_config"], second["speed"]) == ({"effort": "high"}, "fast")
     assert "fast-mode" in server.headers[1]["anthropic-beta"]

@@ -41,6 +41,8 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     effort: Effort | None = None
     """None leaves the model's own default."""
     speed: Literal["standard", "fast"] = "standard"
+    inference_geo: str | None = None
+    """Where the model must run; None for wherever its provider likes."""
     answer_bytes_max: int = ANSWER_BYTES_MAX
     """An answer that is longer, as the server sends it, is a fault of the server. One event has a sixteenth of this."""
     attempt: int = 0

@@ -136,8 +136,13 @@ def span_usage(usage: RequestTokens) -> ev.SpanModelUsage:
     )
 
 
-def total(used: Iterable[UsedBy], price: Callable[[str], ListPrice | None]) -> RequestTokens:
-    """What several models used, each at its own price. The cost is known only if every price is."""
+def total(
+    used: Iterable[UsedBy], price: Callable[[str], ListPrice | None], inference_geo: str | None = None
+) -> RequestTokens:
+    """What several models used, each at its own price. The cost is known only if every price is.
+
+    Tokens that must be spent in the US cost a tenth more (models.md).
+    """
     sums = RequestTokens(cost_microdollars=0)
     for model, usage in ((each.model, each.usage) for each in used):
         one = cost(usage, price(model))
@@ -145,6 +150,8 @@ def total(used: Iterable[UsedBy], price: Callable[[str], ListPrice | None]) -> R
         known = sums.cost_microdollars is not None and one.cost_microdollars is not None
         money = (sums.cost_microdollars or 0) + (one.cost_microdollars or 0) if known else None
         sums = RequestTokens(**counts, cost_microdollars=money)
+    if inference_geo == "us" and sums.cost_microdollars is not None:
+        sums = msgspec.structs.replace(sums, cost_microdollars=-(-sums.cost_microdollars * 11 // 10))
     return sums
 
 

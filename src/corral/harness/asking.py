@@ -51,6 +51,7 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
         output_tokens_max=parts.settings.output_tokens_max,
         effort=None if model.effort == DEFAULT_EFFORT else model.effort.type,
         speed=model.speed,
+        inference_geo=model.inference_geo,
         answer_bytes_max=parts.settings.answer_bytes_max,
         attempt=state.attempt,
     )
@@ -66,13 +67,13 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
         verdicts,
         custom_tools=frozenset(tool.name for tool in session.agent.tools if isinstance(tool, CustomTool)),
         known_tools=frozenset(parts.tools),
-        tokens=_tokens(parts, model.id, response, judging),
+        tokens=_tokens(parts, model.id, response, judging, model.inference_geo),
     )
 
 
-def _tokens(parts: Parts, asked: str, response: ModelResponse, judging: list[UsedBy]) -> RequestTokens:
+def _tokens(parts: Parts, asked: str, response: ModelResponse, judging: list[UsedBy], geo: str | None) -> RequestTokens:
     """All that the answer took; beside it the length of the conversation, of which other requests are no part."""
-    tokens = answers.total([*response.used(asked), *judging], parts.price)
+    tokens = answers.total([*response.used(asked), *judging], parts.price, geo)
     alone = answers.cost(response.usage, None)
     return msgspec.structs.replace(tokens, conversation_tokens=prompt_tokens(alone) + alone.output_tokens)
 

@@ -76,6 +76,7 @@ async def compact(parts: Parts, session: Session, context: Context) -> Compactio
         tools=(),
         output_tokens_max=min(SUMMARY_TOKENS_MAX, max(256, window // 8)),
         answer_bytes_max=parts.settings.answer_bytes_max,
+        inference_geo=session.agent.model.inference_geo,
     )
     try:
         response = await _summary(parts, request, older, window * CHARACTERS_PER_TOKEN // 2)
@@ -84,7 +85,7 @@ async def compact(parts: Parts, session: Session, context: Context) -> Compactio
     summary = "\n".join(block.text for block in response.content if isinstance(block, TextBlock)).strip()
     if not summary:
         return ProviderUnreachable("The model gave no summary of the conversation.")
-    tokens = total(response.used(session.agent.model.id), parts.price)
+    tokens = total(response.used(session.agent.model.id), parts.price, session.agent.model.inference_geo)
     return Compaction(Condensed(summary=summary, kept=kept), response, tokens)
 
 

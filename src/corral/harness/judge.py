@@ -48,6 +48,7 @@ async def judge(
         messages=(PromptMessage(role="user", content=(TextBlock(text=_question(messages, call)),)),),
         tools=(),
         output_tokens_max=16,
+        inference_geo=agent.model.inference_geo,
     )
     try:
         async for chunk in provider.stream(request):

@@ -43,9 +43,13 @@ class AnthropicProvider:
         )
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
-        """Ask the model; see `Provider.stream`. Raises `ProviderRefused` for fast mode in a cloud."""
+        """Ask the model; see `Provider.stream`. Raises `ProviderRefused` for what there is not in a cloud."""
         if self._cloud is not None and request.speed == "fast":
             raise ProviderRefused(f"There is no fast mode on {self._cloud.name}.")
+        if self._cloud is not None and request.inference_geo is not None:
+            raise ProviderRefused(
+                f"Where {self._cloud.name} runs a model is a matter of its region, not of inference_geo."
+            )
         extras, headers = _options(request)
         body = encode_request(request, extras=extras, cached=True)
         return self._client.stream(WireRequest(body, headers, request.answer_bytes_max))
@@ -56,7 +60,7 @@ class AnthropicProvider:
 
 
 def _options(request: ModelRequest) -> tuple[Mapping[str, object], Mapping[str, str]]:
-    """Effort and speed. Sent only when they differ from the default: not every model knows them."""
+    """Effort, speed and place. Sent only when they differ from the default: not every model knows them."""
     extras: dict[str, object] = {}
     headers: dict[str, str] = {}
     if request.effort is not None:
@@ -64,4 +68,6 @@ def _options(request: ModelRequest) -> tuple[Mapping[str, object], Mapping[str, 
     if request.speed == "fast":
         extras["speed"] = "fast"
         headers["anthropic-beta"] = FAST_MODE_BETA
+    if request.inference_geo is not None:
+        extras["inference_geo"] = request.inference_geo
     return extras, headers

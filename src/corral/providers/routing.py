@@ -19,6 +19,8 @@ from corral.domain.inference import AnswerRestarted, Effort, ModelChunk, ModelRe
 from corral.errors import MachineUnfit, ProviderError, ProviderRefused
 from corral.interfaces import Provider
 
+ELSEWHERE = frozenset({"openai", "litellm"})
+"""Providers that take no `inference_geo`; to ask them without it would break a promise."""
 LEVELS: tuple[Effort, ...] = ("low", "medium", "high", "xhigh", "max")
 
 
@@ -97,6 +99,8 @@ class RoutedProvider:
 
     async def _ask(self, route: ModelRoute, request: ModelRequest) -> AsyncGenerator[ModelChunk]:
         model = route.model or request.model
+        if request.inference_geo is not None and route.provider in ELSEWHERE:
+            raise ProviderRefused(f"The provider `{route.provider}` cannot promise to run a model in a certain place.")
         request = msgspec.structs.replace(
             request, model=model, effort=supported_effort(request.effort, self._efforts(model))
         )
