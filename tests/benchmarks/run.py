@@ -25,6 +25,7 @@ BENCHMARKS = (
     "http_cost",
     "streams",
     "sandbox_latency",
+    "docker_latency",
 )
 
 
