@@ -94,8 +94,6 @@ class DockerSettings(Section, frozen=True, kw_only=True):
     """Images for single environments, by the environment's name."""
     runtime: str | None = None
     """One of the engine's runtimes, such as `runsc`; None for its default."""
-    cpus: float | None = None
-    """Processors that one sandbox may keep busy; None for all of them."""
     requests_max: Annotated[int, msgspec.Meta(gt=0)] = 8
     """Requests to the engine at a time; more of them wait."""
     request_seconds_max: float = 60.0

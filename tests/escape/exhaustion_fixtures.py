@@ -19,6 +19,9 @@ from corral.errors import MachineUnfit
 from corral.interfaces import Sandbox, SandboxCall, SandboxOperation, SandboxReply
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.docker import DockerSandboxes
+from corral.sandboxes.local import LocalSandboxes
+from tests import docker_engine
 
 MEBIBYTE = 1024 * 1024
 HOSTILE, NEIGHBOUR = "sesn_hostile", "sesn_neighbour"
@@ -39,7 +42,7 @@ CALL_SECONDS_MAX = 100
 class Arena:
     """Both sandboxes and their server."""
 
-    def __init__(self, root: Path, server: BubblewrapSandboxes) -> None:
+    def __init__(self, root: Path, server: LocalSandboxes) -> None:
         self.root, self.server = root, server
         self._ids = count(1)
         self._memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -123,10 +126,16 @@ def root() -> Iterator[Path]:
     remove_tree(path)
 
 
-@pytest.fixture
-async def arena(root: Path) -> AsyncIterator[Arena]:
-    """Small limits, and both sandboxes running."""
-    server = BubblewrapSandboxes(msgspec.structs.replace(LIMITS, directory=str(root)), root)
+@pytest.fixture(params=["bubblewrap", "docker"])
+async def arena(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Arena]:
+    """Small limits, and both sandboxes running, with each backend that isolates."""
+    settings = msgspec.structs.replace(LIMITS, directory=str(root))
+    if request.param == "docker":
+        if reason := docker_engine.why_not():
+            pytest.skip(reason)
+        server = DockerSandboxes(docker_engine.settings_for_docker(settings), root)
+    else:
+        server = BubblewrapSandboxes(settings, root)
     try:
         await server.start()
     except MachineUnfit as error:

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corral.config import SandboxSettings
-from corral.domain.environment import Recipe
+from corral.domain.environment import Packages, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Fact
 from corral.sandboxes import programs, seccomp
@@ -43,6 +43,10 @@ READY = b"ready"
 WHO_KNOCKS = (
     "Sandboxes need a local engine, on the same machine and in the same namespaces as the server, and a runtime whose "
     "processes are the machine's own, as runc's and crun's are. gVisor's (runsc) are not."
+)
+PACKAGES = (
+    "The session's environment wants packages, which are not installed into containers. Put them into an image, and "
+    "name it for this environment under `[sandbox.docker.images]`."
 )
 SAID_BYTES_MAX = 2_000
 NOTED = ".corral-start"
@@ -112,6 +116,8 @@ class DockerSandboxes(LocalSandboxes):
         assert self._parts is not None, "prepare() comes first"
         if directory.owner() == 0:
             raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
+        if recipe.packages != Packages():
+            raise SandboxUnavailable(PACKAGES)
         docker = self._settings.docker
         image = docker.images.get(recipe.environment, docker.image)
         environment = variables(self._engine.variables_of(image))
@@ -121,7 +127,7 @@ class DockerSandboxes(LocalSandboxes):
             listener=-1,
             root="/workspace",
             environment=environment,
-            resources={"RLIMIT_CORE": 0, "RLIMIT_NOFILE": self._settings.open_files_max},
+            resources=self._resources(),
             names={},
             module="arrival",
         )
@@ -148,6 +154,12 @@ class DockerSandboxes(LocalSandboxes):
                 (directory.server / "door" / "socket").unlink(missing_ok=True)
                 (directory.files / "tmp" / NOTED).unlink(missing_ok=True)
         return Launched(None, started.pid)
+
+    def _resources(self) -> Mapping[str, int]:
+        """What cgroups do not count; and memory once more, so that one process that wants too much can say so."""
+        settings = self._settings
+        limits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": settings.open_files_max}
+        return {**limits, "RLIMIT_FSIZE": settings.disk_bytes_max, "RLIMIT_DATA": settings.memory_bytes_max}
 
     def kill(self, directory: SessionDirectory) -> None:
         """See `LocalSandboxes.kill`."""

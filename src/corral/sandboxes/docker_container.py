@@ -8,6 +8,7 @@ and /proc and /sys masked as in a bubblewrap sandbox.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,6 @@ MASKED = (
     "/proc/timer_list", "/proc/timer_stats",
 )  # fmt: skip
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
-SHARED_MEMORY_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Container(NamedTuple):
@@ -90,11 +90,11 @@ def container(
         "userns_mode": "host",
         "auto_remove": True,
         "log_config": {"Type": "none"},
-        "shm_size": SHARED_MEMORY_BYTES_MAX,
+        "shm_size": settings.shared_memory_bytes_max,
         "mem_limit": settings.memory_bytes_max,
         "memswap_limit": settings.memory_bytes_max,
         "pids_limit": settings.processes_max,
-        "nano_cpus": None if settings.docker.cpus is None else int(settings.docker.cpus * 1e9),
+        "nano_cpus": int(min(settings.cpus_max, os.cpu_count() or 1) * 1e9),
         "ulimits": _ulimits(core=0, nofile=settings.open_files_max),
         "runtime": settings.docker.runtime,
     }
