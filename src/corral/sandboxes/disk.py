@@ -15,12 +15,14 @@ import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 BLOCK_BYTES = 512
 COUNT_SECONDS_MAX = 60.0
+FIRST_COUNT_SECONDS = 1.0
 MAPPED_AND_DELETED = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.M
 )
@@ -53,24 +55,27 @@ class Account:
     def __init__(self, files: Path, limit: Space) -> None:
         self._files, self.limit = files, limit
         self.used = Space(0, 0)
-        """By the last count."""
-        self._free_then: Space | None = None
+        """By the last count; nothing before the first, which is put off a little: most sandboxes are new and empty."""
+        self._free_then = free(files)
+        self._first_count_at: float | None = time.monotonic() + FIRST_COUNT_SECONDS
 
     def suspect(self, free_now: Space, ceiling: Space) -> bool:
         """Whether it may be over the ceiling, by what has gone from the file system since it was counted."""
-        return self._free_then is None or not (self._free_then - free_now).within(ceiling - self.used)
+        if self._first_count_at is not None and time.monotonic() > self._first_count_at:
+            return True
+        return not (self._free_then - free_now).within(ceiling - self.used)
 
     def count(self, daemon: int | None) -> Space:
         """Count anew. `daemon` is the host's number of the sandbox's first process, if it runs."""
         free_before = free(self._files)
         counted = _count(self._files)
-        if counted is None and self._free_then is not None:
+        if counted is None:
             # It hides something from us, as an ordinary user can: assume that all that has gone went there.
             gone = self._free_then - free_before
             counted = Space(self.used.bytes + max(0, gone.bytes), self.used.files + max(0, gone.files))
         unlinked = sum(_unlinked(self._files.stat().st_dev, daemon)) if daemon is not None else 0
-        self.used = Space((counted or self.used).bytes + unlinked, (counted or self.used).files)
-        self._free_then = free_before
+        self.used = Space(counted.bytes + unlinked, counted.files)
+        self._free_then, self._first_count_at = free_before, None
         return self.used
 
 

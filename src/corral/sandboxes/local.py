@@ -272,6 +272,7 @@ class LocalSandboxes(ABC):
             return
         try:
             async with self._locks.setdefault(session_id, anyio.Lock()):
+                self._watch.require_space()
                 for path in await anyio.to_thread.run_sync(directory_files.begin_uploads, directory, wanted):
                     await _place(directory, path, wanted[path], blobs)
                 self._mounted[session_id] = wanted
