@@ -15,12 +15,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from corral.domain.file import Mount
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Sandbox, SandboxCall, SandboxReply
 from corral.sandboxes import cgroups
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.disk import Account, Space
 from corral.sandboxes.process import ProcessSandboxes
+from corral.storage.blobs import DiskBlobs
 from tests.contracts.conftest import SETTINGS
 
 LIMITS = cgroups.Limits(memory_bytes=64 << 20, processes=10, cpus=0.5)
@@ -164,7 +166,7 @@ async def test_cpu_time_is_limited(root: Path) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("backend", [BubblewrapSandboxes, ProcessSandboxes])
 async def test_a_full_disk_of_the_host_refuses_sandboxes_and_writes_but_not_commands(
-    root: Path, backend: type[BubblewrapSandboxes | ProcessSandboxes]
+    root: Path, backend: type[BubblewrapSandboxes | ProcessSandboxes], tmp_path: Path
 ) -> None:
     roomy, full = backend(SETTINGS, root), backend(msgspec.structs.replace(SETTINGS, disk_free_bytes_min=1 << 60), root)
     try:
@@ -180,6 +182,11 @@ async def test_a_full_disk_of_the_host_refuses_sandboxes_and_writes_but_not_comm
     refused = await sandbox.call(SandboxCall(call_id="sevt_write", operation="write", arguments=write))
     assert refused.is_error and "the host's disk is nearly full" in str(refused.content)
     assert not (await bash(sandbox, "echo x")).is_error
+    blobs = DiskBlobs(tmp_path / "blobs")
+    await full.mount("sesn_full", [], blobs)
+    with pytest.raises(SandboxUnavailable, match="the host's disk is nearly full"):
+        await full.mount("sesn_full", [Mount(path="x", sha256="0" * 64)], blobs)
+    blobs.close()
     await full.destroy("sesn_full")
     await full.close()
 

@@ -3,8 +3,8 @@
 Inside are the host's /usr read-only, a small /etc, private /workspace, /home/agent, /tmp and /mnt/session, and no
 network. What keeps the inside in: it never runs as a host uid that matters (root's sandboxes each get a host uid of
 their own; started by host root, bwrap is escapable through /proc/sys), it has no capabilities, cannot make user
-namespaces or gain privileges, and /proc/sys is read-only in any case. Seccomp, cgroups, overlay layers and a way
-out through a proxy are not here yet.
+namespaces or gain privileges, /proc/sys is read-only in any case, and a filter refuses system calls that no agent
+needs (`seccomp.py`). Limits are in `cgroups.py` and `disk.py`. Overlay layers and a way out are not here yet.
 
 A sandbox outlives the server: it has a session of its own and does not die with its parent. The daemon is process 1
 of its namespace, so when it ends, or is killed, the kernel ends everything else inside.

@@ -272,8 +272,8 @@ class LocalSandboxes(ABC):
             return
         try:
             async with self._locks.setdefault(session_id, anyio.Lock()):
-                self._watch.require_space()
                 for path in await anyio.to_thread.run_sync(directory_files.begin_uploads, directory, wanted):
+                    self._watch.require_space()
                     await _place(directory, path, wanted[path], blobs)
                 self._mounted[session_id] = wanted
                 self._running(session_id)  # long files take long, and it was in use all the while
