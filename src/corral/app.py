@@ -227,6 +227,7 @@ def make_provider(settings: Settings) -> RoutedProvider:
             base_url=settings.anthropic_base_url,
             cloud=_cloud(settings),
             idle_seconds=settings.harness.model_idle_seconds_max,
+            encoded_bytes_max=settings.harness.messages_cached_bytes_max,
         ),
         "openai": lambda: OpenAIProvider(
             api_key=secrets.openai_api_key,

@@ -63,6 +63,8 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     """Model requests in one turn before `tool_use_limit_reached_error`."""
     sessions_running_max: int = 1_000
     contexts_cached_max: int = 256
+    messages_cached_bytes_max: int = 64 * 1024 * 1024
+    """Messages of conversations, kept in memory in the form in which the Messages API is sent them."""
     attachments_cached_bytes_max: int = 64 * 1024 * 1024
     """Files that messages refer to, kept in memory in the form that models take."""
     tool_calls_parallel_max: int = 16

@@ -197,7 +197,7 @@ def at_every_event(wire: Wire) -> Generator[Fault]:
     """Before each event, and after the last: the connection ends, or something is there that should not be."""
     for place in range(len(wire.events) + 1):
         before, after = b"".join(wire.events[:place]), b"".join(wire.events[place:])
-        cut: Outcome = "retry" if place < wire.complete_after else "either"
+        cut: Outcome = "retry" if place < wire.complete_after else "answer"
 
         def broken(kind: str, play: Play, outcome: Outcome, place: int = place) -> Fault:
             return Fault(f"{kind} at event {place}", play, outcome)
@@ -207,7 +207,8 @@ def at_every_event(wire: Wire) -> Generator[Fault]:
 
         yield broken("closed", Play(http(before)), cut)
         yield broken("cut off", Play(http(before, length=99_999)), cut)
-        yield broken("reset", Play(http(before), "reset"), cut)
+        # A reset may overtake bytes that were sent before it.
+        yield broken("reset", Play(http(before), "reset"), "either" if cut == "answer" else cut)
         yield broken("bad chunk", Play(_chunked(before) + b"nonsense\r\n"), cut)
         yield broken("error event", within(wire.error), cut)
         yield broken("broken JSON", within(b'event: content_block_delta\ndata: {"broken": \n\n'), cut)
@@ -223,7 +224,7 @@ def at_bytes(wire: Wire, stride: int) -> Generator[Fault]:
     """The connection ends after every `stride`-th byte of the body."""
     enough = len(b"".join(wire.events[: wire.complete_after]))
     for place in range(1, len(wire.body), stride):
-        outcome: Outcome = "retry" if place < enough else "either"
+        outcome: Outcome = "retry" if place < enough else "answer"
         play = Play(http(wire.body[:place])) if place % 2 else Play(http(wire.body[:place], length=len(wire.body)))
         yield Fault(f"ends at byte {place}", play, outcome)
 

@@ -7,7 +7,7 @@ import pytest
 
 from corral.domain.content import TextBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
-from corral.providers.messages_request import encode_request
+from corral.providers.messages_request import EncodedMessages, encode_message, encode_request
 
 TOOL = ToolSpec(name="bash", description="Run.", input_schema={"type": "object"})
 
@@ -56,3 +56,29 @@ def test_a_longer_conversation_begins_with_the_same_bytes() -> None:
     short, long = (msgspec.json.encode(body(rounds)["messages"]) for rounds in (5, 6))
     mark = b',"cache_control":{"type":"ephemeral"}'
     assert long.replace(mark, b"").startswith(short.replace(mark, b"").removesuffix(b"]"))
+
+
+@pytest.mark.parametrize("bytes_max", [0, 300, 1 << 20])
+def test_remembered_messages_make_the_same_bytes(bytes_max: int) -> None:
+    known = EncodedMessages(bytes_max)
+    conversations = [request(rounds) for rounds in (1, 2, 7, 2)]
+    for asked in [*conversations, *conversations]:
+        for cached in (True, False):
+            assert encode_request(asked, cached=cached, encode=known.of) == encode_request(asked, cached=cached)
+
+
+def test_what_was_used_least_lately_is_forgotten_first() -> None:
+    one, other, third = (PromptMessage(role="user", content=(TextBlock(text=letter),)) for letter in "abc")
+    known = EncodedMessages(2 * len(encode_message(one)))
+    first, second = known.of(one), known.of(other)
+    assert known.of(one) is first
+    known.of(third)
+    assert known.of(one) is first
+    assert known.of(other) is not second and known.of(other) == second
+
+
+def test_a_message_of_which_nothing_may_be_sent_is_left_out() -> None:
+    empty = PromptMessage(role="user", content=(TextBlock(text=" "),))
+    assert encode_message(empty) == b""
+    asked = msgspec.structs.replace(request(0), messages=(empty, *conversation(0)))
+    assert encode_request(asked) == encode_request(request(0))

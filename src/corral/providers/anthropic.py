@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from corral.domain.inference import ModelChunk, ModelRequest
 from corral.errors import MachineUnfit, ProviderRefused
 from corral.providers.messages_clouds import Cloud
-from corral.providers.messages_request import WireRequest, encode_request
+from corral.providers.messages_request import EncodedMessages, WireRequest, encode_request
 from corral.providers.messages_wire import MessagesClient
 
 BASE_URL = "https://api.anthropic.com"
@@ -28,10 +28,12 @@ class AnthropicProvider:
         base_url: str | None = None,
         cloud: Cloud | None = None,
         idle_seconds: float = 600.0,
+        encoded_bytes_max: int = 64 * 1024 * 1024,
     ) -> None:
         """With a `cloud`, its own credentials hold. Raises `MachineUnfit` when its library is not installed, and when
         Anthropic itself is to be asked and there is no key."""
         self._cloud = cloud
+        self._encoded = EncodedMessages(encoded_bytes_max)
         if cloud is not None:
             cloud.require()
             self._client = MessagesClient(cloud=cloud, idle_seconds=idle_seconds)
@@ -51,7 +53,7 @@ class AnthropicProvider:
                 f"Where {self._cloud.name} runs a model is a matter of its region, not of inference_geo."
             )
         extras, headers = _options(request)
-        body = encode_request(request, extras=extras, cached=True)
+        body = encode_request(request, extras=extras, cached=True, encode=self._encoded.of)
         return self._client.stream(WireRequest(body, headers, request.answer_bytes_max))
 
     async def close(self) -> None:

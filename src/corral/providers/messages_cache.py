@@ -16,33 +16,29 @@ Body = dict[str, object]
 BREAKPOINT: Mapping[str, object] = {"cache_control": {"type": "ephemeral"}}
 
 
-def with_breakpoints(body: Body) -> Body:
-    """The body with its breakpoints; messages that have none are shared, not copied."""
-    marked = dict(body)
+def with_breakpoint(body: Body) -> Body:
+    """The body with the breakpoint behind tools and system prompt."""
     if "system" in body:
-        marked["system"] = [{"type": "text", "text": body["system"], **BREAKPOINT}]
-    elif body.get("tools"):
-        marked["tools"] = _last_marked(cast(Sequence[Body], body["tools"]))
-    messages = list(cast(Sequence[Body], body["messages"]))
-    for position in _request_ends(messages):
-        content = cast(Sequence[Body], messages[position]["content"])
-        messages[position] = {**messages[position], "content": _last_marked(content)}
-    marked["messages"] = messages
-    return marked
+        return {**body, "system": [{"type": "text", "text": body["system"], **BREAKPOINT}]}
+    if body.get("tools"):
+        return {**body, "tools": last_marked(cast(Sequence[Body], body["tools"]))}
+    return body
 
 
-def _request_ends(messages: Sequence[Body]) -> Iterator[int]:
+def request_ends(roles: Sequence[str]) -> Iterator[int]:
     """Where this request ends and where the one before it ended: the last user messages around the last answer."""
-    users = (position for position in range(len(messages) - 1, -1, -1) if messages[position]["role"] == "user")
-    answers = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
+    users = (position for position in range(len(roles) - 1, -1, -1) if roles[position] == "user")
+    answers = (position for position in range(len(roles) - 1, -1, -1) if roles[position] == "assistant")
     last = next(users, None)
     if last is None:
         return
     yield last
-    before = next((position for position in users if answers and position < answers[-1]), None)
+    answer = next(answers, -1)
+    before = next((position for position in users if position < answer), None)
     if before is not None:
         yield before
 
 
-def _last_marked(blocks: Sequence[Body]) -> list[Body]:
+def last_marked(blocks: Sequence[Body]) -> list[Body]:
+    """The blocks, with a breakpoint behind the last."""
     return [*blocks[:-1], {**blocks[-1], **BREAKPOINT}]

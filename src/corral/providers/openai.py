@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from corral.config import OpenAIWire, SystemRole
 from corral.domain.inference import ModelChunk, ModelRequest
-from corral.errors import MachineUnfit, ProviderRefused, ProviderUnreachable
+from corral.errors import MachineUnfit, ProviderError, ProviderRefused, ProviderUnreachable
 from corral.providers.messages_body import Bounded, instead_of_events, shorten_error
 from corral.providers.messages_errors import clean, unreachable
 from corral.providers.openai_answer import Answer, ServerFault
@@ -99,16 +99,18 @@ class OpenAIProvider:
 
     async def _answered(self, question: Question) -> AsyncGenerator[ModelChunk]:
         answer = question.answer
-        async with self._exchange(question) as events:
-            async for event in events:
-                for chunk in answer.read(event):
-                    yield chunk
-                if answer.complete:
-                    break
-            with anyio.move_on_after(USAGE_SECONDS_MAX):
-                # To the end, for the usage and because a connection that was read to its end can be used again.
+        try:
+            async with self._exchange(question) as events:
                 async for event in events:
-                    list(answer.read(event))
+                    for chunk in answer.read(event):
+                        yield chunk
+                    if answer.complete:
+                        break
+                await _read_rest(answer, events)
+        except ProviderError:
+            # A stream that breaks behind a whole answer has cost the usage, and is not worth a second answer.
+            if not answer.complete:
+                raise
         if not answer.complete:
             raise ProviderUnreachable("The model server ended its answer in the middle.")
         yield answer.response()
@@ -190,6 +192,13 @@ class OpenAIProvider:
         if instead.value is not None and ("error" in instead.value or instead.value.get("object") == "error"):
             raise stream_error(instead.value, self._secrets)
         raise ProviderUnreachable(clean(str(instead), self._secrets))
+
+
+async def _read_rest(answer: Answer, events: AsyncGenerator[object]) -> None:
+    """To the end, for the usage and because a connection that was read to its end can be used again."""
+    with anyio.move_on_after(USAGE_SECONDS_MAX):
+        async for event in events:
+            list(answer.read(event))
 
 
 def _import_sdk() -> tuple[ModuleType, ModuleType]:
