@@ -33,6 +33,8 @@ class Share(NamedTuple):
     problems: tuple[str, ...]
     reported_read: int
     """What the session's usage says."""
+    condensed: int
+    """How often the conversation was."""
 
     @property
     def whole(self) -> int:
@@ -59,12 +61,12 @@ def run() -> list[tuple[str, float, str, str]]:
     ]
 
 
-async def measure(turns: int) -> Share:
-    """Let an agent work for some turns, the second half of them after a restart."""
+async def measure(turns: int, *, window: int = 200_000) -> Share:
+    """Let an agent work for some turns, the second half of them after a restart. `window` is the model's, in tokens."""
     server = CacheServer()
     try:
         with tempfile.TemporaryDirectory() as directory:
-            async with _client(directory, server) as client:
+            async with _client(directory, server, window) as client:
                 agent = await client.beta.agents.create(
                     name="bench",
                     model="claude-of-the-bench",
@@ -74,22 +76,24 @@ async def measure(turns: int) -> Share:
                 environment = await client.beta.environments.create(name="bench")
                 session = await client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
                 await _turns(client, session.id, 0, turns // 2)
-            async with _client(directory, server) as client:
+            async with _client(directory, server, window) as client:
                 await _turns(client, session.id, turns // 2, turns)
                 usage = (await client.beta.sessions.retrieve(session.id)).usage
                 await client.beta.sessions.delete(session.id)
     finally:
         await anyio.to_thread.run_sync(server.stop)
     assert usage is not None
-    return Share(tuple(server.counted), tuple(server.problems), usage.cache_read_input_tokens or 0)
+    return Share(tuple(server.counted), tuple(server.problems), usage.cache_read_input_tokens or 0, server.condensed)
 
 
 @asynccontextmanager
-async def _client(directory: str, server: CacheServer) -> AsyncGenerator[AsyncAnthropic]:
+async def _client(directory: str, server: CacheServer, window: int) -> AsyncGenerator[AsyncAnthropic]:
     """A whole server over the directory, and a client of it."""
-    # So that the model counts as one with a large window, and nothing is condensed.
+    # A model elsewhere, of which no more is known than what is set here.
     routes = [{"pattern": "*", "provider": "anthropic"}]
-    settings = config.load(environ={}, overrides={**overrides(directory), "models": routes})
+    settings = config.load(
+        environ={}, overrides={**overrides(directory), "models": routes, "harness.context_tokens": window}
+    )
     provider = AnthropicProvider(api_key=KEY, base_url=server.url)
     with bind("127.0.0.1", 0) as listener:
         async with open_corral(settings, provider=provider) as corral, serving(corral, listener) as url:

@@ -136,6 +136,8 @@ class CacheServer:
     def __init__(self, cache: Cache | None = None) -> None:
         self.cache = cache or Cache()
         self.counted: list[Counted] = []
+        self.condensed = 0
+        """Requests for a summary: they have no tools, and nothing of them is counted."""
         self.problems: list[str] = []
         """What the client sent that the API would refuse."""
         self._said: list[list[Json]] = []
@@ -155,6 +157,10 @@ class CacheServer:
 
     async def _answer(self, request: Request) -> Response:
         body: Json = msgspec.json.decode(await request.body())
+        if "tools" not in body:
+            self.condensed += 1
+            summary: list[Json] = [{"type": "text", "text": "Parts were done."}]
+            return Response(b"".join(_events(summary, {})), media_type="text/event-stream")
         try:
             counted = self.cache.take(body)
         except ValueError as error:
@@ -176,10 +182,11 @@ class CacheServer:
     def _check(self, messages: Sequence[Json]) -> None:
         """What we said must come back as it was, but for the ids of calls, which the client may choose."""
         came = [message["content"] for message in messages if message["role"] == "assistant"]
-        for said, back in zip(self._said, came, strict=False):
+        newest = self._said[len(self._said) - len(came) :]
+        for said, back in zip(newest, came, strict=False):
             if [_plain(block) for block in said] != [_plain(block) for block in back]:
                 self.problems.append(f"said {said}, came back as {back}")
-        if len(came) != len(self._said):
+        if len(came) != len(self._said) and not self.condensed:
             self.problems.append(f"{len(self._said)} answers were given, {len(came)} came back")
 
 

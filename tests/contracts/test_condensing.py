@@ -94,6 +94,7 @@ async def test_pictures_and_long_outputs_go_first_and_what_was_said_stays() -> N
         done = await place.condensed(talk(40, "x" * 9_000 + " the end"))
         assert isinstance(done, Compaction)
         asked = place.asked()
+    assert "cache_control" not in str(place.server.bodies)
     assert TASK in asked and "(a picture)" in asked and "QUJD" not in asked
     assert "secret thoughts" not in asked and "characters left out" in asked
     for number in range(30):

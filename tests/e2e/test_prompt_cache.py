@@ -27,6 +27,16 @@ async def test_nearly_all_that_could_be_read_from_the_cache_is_and_the_model_get
     assert share.reported_read == share.read
 
 
+@pytest.mark.anyio
+@pytest.mark.requirement("F144")
+async def test_between_two_summaries_each_request_begins_with_the_bytes_of_the_one_before() -> None:
+    """Over a restart too; and what stays word for word keeps its thinking."""
+    share = await measure(18, window=9_000)
+    assert share.problems == () and share.condensed >= 2
+    assert [each.extends for each in share.counted].count(False) == share.condensed
+    assert max(each.whole for each in share.counted) < 9_000
+
+
 class Talk:
     """A conversation and the cache that it is sent to."""
 

@@ -45,6 +45,8 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Where the model must run; None for wherever its provider likes."""
     answer_bytes_max: int = ANSWER_BYTES_MAX
     """An answer that is longer, as the server sends it, is a fault of the server. One event has a sixteenth of this."""
+    once: bool = False
+    """Nothing will be asked that begins like this, so that a cache would keep it for nobody."""
     attempt: int = 0
     """How many times this same request has failed before. For back-off; it never changes the prompt."""
 

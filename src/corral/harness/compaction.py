@@ -77,6 +77,7 @@ async def compact(parts: Parts, session: Session, context: Context) -> Compactio
         output_tokens_max=min(SUMMARY_TOKENS_MAX, max(256, window // 8)),
         answer_bytes_max=parts.settings.answer_bytes_max,
         inference_geo=session.agent.model.inference_geo,
+        once=True,
     )
     try:
         response = await _summary(parts, request, older, window * CHARACTERS_PER_TOKEN // 2)

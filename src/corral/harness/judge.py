@@ -49,6 +49,7 @@ async def judge(
         tools=(),
         output_tokens_max=16,
         inference_geo=agent.model.inference_geo,
+        once=True,
     )
     try:
         async for chunk in provider.stream(request):

@@ -53,7 +53,7 @@ class AnthropicProvider:
                 f"Where {self._cloud.name} runs a model is a matter of its region, not of inference_geo."
             )
         extras, headers = _options(request)
-        body = encode_request(request, extras=extras, cached=True, encode=self._encoded.of)
+        body = encode_request(request, extras=extras, cached=not request.once, encode=self._encoded.of)
         return self._client.stream(WireRequest(body, headers, request.answer_bytes_max))
 
     async def close(self) -> None:
