@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from tests import postgres_server
 from tests.requirements import REQUIREMENTS
 
 
@@ -24,6 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """After a full run, say how many features have a passing test and none that fails."""
+    if ran := _stores(terminalreporter):
+        terminalreporter.write_line(f"stores: {', '.join(ran)}")
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword or config.option.markexpr:
         return
     passed, failed = (_covered(terminalreporter, *kinds) for kinds in (("passed",), ("failed", "error")))
@@ -33,6 +38,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     )
     if missing := built - (passed - failed):
         terminalreporter.write_line(f"not covered: {', '.join(sorted(missing))}")
+
+
+def _stores(reporter: pytest.TerminalReporter) -> list[str]:
+    """The stores on which tests of the storage contract passed; PostgreSQL's with its version."""
+    passed = " ".join(report.nodeid for report in reporter.getreports("passed") if "test_storage" in report.nodeid)
+    ran = [backend for backend in ("ephemeral", "sqlite", "postgresql") if f"[{backend}" in passed]
+    return [f"postgresql {asyncio.run(postgres_server.version())}" if name == "postgresql" else name for name in ran]
 
 
 def _covered(reporter: pytest.TerminalReporter, *kinds: str) -> set[str]:

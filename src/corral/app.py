@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import anyio.to_thread
 from starlette.types import ASGIApp
@@ -28,7 +28,7 @@ from corral.errors import MachineUnfit, NotFound
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import Blobs, Bus, EventLog, Provider, Records, Sandboxes, Store, Upkeep
+from corral.interfaces import Blobs, Bus, Clock, Engine, EventLog, Provider, Records, Sandboxes, Store, Upkeep
 from corral.keys import KeyRing
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_clouds import Cloud
@@ -38,8 +38,9 @@ from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.process import ProcessSandboxes
+from corral.storage import sqlite
 from corral.storage.blobs import DiskBlobs
-from corral.storage.sqlite import open_store
+from corral.storage.named_sql import Migrated
 from corral.tools import TOOLS
 from corral.vaults import master_key
 from corral.vaults.credentials import VaultCredentials
@@ -54,6 +55,90 @@ SANDBOXES: Mapping[str, Callable[[Settings], Sandboxes]] = {
     "docker": lambda settings: DockerSandboxes(settings.sandbox, settings.data_dir),
     "process": lambda settings: ProcessSandboxes(settings.sandbox, settings.data_dir),
 }
+
+
+class Stores(Protocol):
+    """A backend that opens and prepares stores. Registered by URL scheme below."""
+
+    async def open(self, url: str, bus: Bus, clock: Clock, *, exclusive: bool) -> OpenStore:
+        """Open the store, and bring its schema up to date. Raises `MachineUnfit`."""
+        ...
+
+    async def migrate(self, url: str) -> Migrated:
+        """Bring the schema up to date and nothing else. Raises `MachineUnfit`."""
+        ...
+
+
+class OpenStore(NamedTuple):
+    """A store, and what comes with it."""
+
+    store: Store
+    bus: Bus
+    """For whoever streams: what other processes commit is on it, too."""
+    listen: Callable[[Engine], None]
+    """Let other processes wake sessions of this engine."""
+
+
+class SqliteStores:
+    """One file for one process."""
+
+    async def open(self, url: str, bus: Bus, clock: Clock, *, exclusive: bool) -> OpenStore:
+        """See `Stores`."""
+        return OpenStore(await sqlite.open_store(url, bus, clock, exclusive=exclusive), bus, _nobody_else)
+
+    async def migrate(self, url: str) -> Migrated:
+        """See `Stores`."""
+        return await sqlite.migrate(url)
+
+
+def _nobody_else(engine: Engine) -> None:
+    """There are no other processes."""
+
+
+class PostgresStores:
+    """A database for several processes. Its driver is imported when it is needed."""
+
+    async def open(self, url: str, bus: Bus, clock: Clock, *, exclusive: bool) -> OpenStore:
+        """See `Stores`."""
+        with _driver("postgres"):
+            from corral.storage import postgres
+        store = await postgres.open_store(url, bus, clock, exclusive=exclusive)
+        notices = store.notices
+
+        def listen(engine: Engine) -> None:
+            notices.on_wake = lambda session_id, interrupt: (engine.interrupt if interrupt else engine.wake)(session_id)
+
+        return OpenStore(store, notices.bus, listen)
+
+    async def migrate(self, url: str) -> Migrated:
+        """See `Stores`."""
+        with _driver("postgres"):
+            from corral.storage import postgres
+        return await postgres.migrate(url)
+
+
+@contextmanager
+def _driver(extra: str) -> Generator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MachineUnfit(f"{error.name} is not installed; install `corral[{extra}]`.") from error
+
+
+STORES: Mapping[str, Stores] = {
+    "sqlite": SqliteStores(),
+    "postgresql": PostgresStores(),
+    "postgres": PostgresStores(),
+}
+
+
+def stores_of(url: str) -> Stores:
+    """The backend that a database URL names. Raises `MachineUnfit`, which does not repeat the URL."""
+    scheme, found, _ = url.partition("://")
+    stores = STORES.get(scheme if found else "")
+    if stores is None:
+        raise MachineUnfit("The database URL names no store of this release. It has: sqlite:///path, postgresql://….")
+    return stores
 
 
 class SystemClock:
@@ -96,7 +181,9 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
     async with AsyncExitStack() as stack:
         stack.push_async_callback(provider.close)
         stack.push_async_callback(sandboxes.close)
-        store = await open_store(settings.database, bus=bus, clock=clock)
+        store, shared_bus, listen = await stores_of(settings.database).open(
+            settings.database, bus, clock, exclusive=True
+        )
         stack.push_async_callback(store.close)
         blobs = DiskBlobs(settings.data_dir / "blobs")
         stack.callback(blobs.close)
@@ -113,6 +200,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         )
         await engine.start(harness, await store.log.unfinished())
         stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
+        listen(engine)
         stack.callback(sandboxes.leave)
         services = Services(
             log=store.log,
@@ -121,7 +209,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
             sandboxes=sandboxes,
             sealing=sealing,
             credentials=credentials,
-            bus=bus,
+            bus=shared_bus,
             engine=engine,
             clock=clock,
             settings=settings.server,
@@ -173,22 +261,22 @@ def _parts(
 async def open_records(settings: Settings) -> AsyncGenerator[Records]:
     """The records alone, for commands that work beside a running server."""
     bus = LocalBus(frames_max=1, bytes_max=1)
-    store = await open_store(settings.database, bus=bus, clock=SystemClock(), exclusive=False)
+    opened = await stores_of(settings.database).open(settings.database, bus, SystemClock(), exclusive=False)
     try:
-        yield store.records
+        yield opened.store.records
     finally:
-        await store.close()
+        await opened.store.close()
 
 
 @asynccontextmanager
 async def open_storage(settings: Settings) -> AsyncGenerator[Store]:
     """The whole store, for commands that move things in or out. Raises `MachineUnfit` while a server has it."""
     bus = LocalBus(frames_max=1, bytes_max=1)
-    store = await open_store(settings.database, bus=bus, clock=SystemClock())
+    opened = await stores_of(settings.database).open(settings.database, bus, SystemClock(), exclusive=True)
     try:
-        yield store
+        yield opened.store
     finally:
-        await store.close()
+        await opened.store.close()
 
 
 async def key_wrapper(settings: Settings) -> LocalKeyWrapper:

@@ -1,8 +1,9 @@
 """The command line: parses, then calls the rest. No decisions here.
 
 `corral serve` runs the server, `corral demo` shows it at work, `corral run` does one prompt, `corral doctor` explains
-the machine, `corral import` and `corral export` move in and out, `corral keys` manages API keys. An error of ours is
-one sentence on stderr and exit code 1; anything else is a bug and shows its traceback.
+the machine, `corral migrate` prepares the database, `corral import` and `corral export` move in and out, `corral keys`
+manages API keys. An error of ours is one sentence on stderr and exit code 1; anything else is a bug and shows its
+traceback.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DataDir = Annotated[Path | None, typer.Option(help="Where sessions, keys and the database live.", show_default=False)]
+Database = Annotated[
+    str | None, typer.Option(help="sqlite:///path or postgresql://user:password@host/name", show_default=False)
+]
 Config = Annotated[Path | None, typer.Option(help="Settings file; default ./corral.toml.", show_default=False)]
 SandboxName = Annotated[
     str | None,
@@ -59,7 +63,7 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port; default 8700, 0 for any.", show_default=False)] = None,
     data_dir: DataDir = None,
-    database: Annotated[str | None, typer.Option(help="sqlite:///path", show_default=False)] = None,
+    database: Database = None,
     engine: Annotated[str | None, typer.Option(help="local", show_default=False)] = None,
     sandbox: SandboxName = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="Settings file.", show_default=False)] = None,
@@ -118,16 +122,27 @@ def doctor(
     raise typer.Exit(_run(lambda: (examine_sandbox if part is Part.SANDBOX else examine)(settings, out)))
 
 
+@app.command()
+def migrate(data_dir: DataDir = None, database: Database = None) -> None:
+    """Bring the database's schema up to date, as a server does when it starts."""
+    from corral.commands.migrate import migrate as bring_up_to_date
+
+    settings = config.load(overrides={"data_dir": _text(data_dir), "database": database})
+    _run(lambda: bring_up_to_date(settings, out))
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="JSON lines of objects as the API returns them; see docs/moving.md.")],
     workspace: Annotated[str, typer.Option(help="Workspace for lines that are under none.")] = "wrkspc_default",
     data_dir: DataDir = None,
+    database: Database = None,
 ) -> None:
     """Move in: store agents, environments and sessions with their events under the ids they have."""
     from corral.commands.moving import import_file
 
-    _run(lambda: import_file(config.load(overrides={"data_dir": _text(data_dir)}), file, workspace, out))
+    settings = config.load(overrides={"data_dir": _text(data_dir), "database": database})
+    _run(lambda: import_file(settings, file, workspace, out))
 
 
 @app.command("export")
@@ -135,11 +150,13 @@ def export(
     file: Annotated[Path | None, typer.Argument(help="Where to; default standard output.", show_default=False)] = None,
     workspace: Annotated[str | None, typer.Option(help="Only this workspace.", show_default=False)] = None,
     data_dir: DataDir = None,
+    database: Database = None,
 ) -> None:
     """Move out, or back up: write everything as lines that `corral import` reads."""
     from corral.commands.moving import export_to
 
-    _run(lambda: export_to(config.load(overrides={"data_dir": _text(data_dir)}), file, workspace, err))
+    settings = config.load(overrides={"data_dir": _text(data_dir), "database": database})
+    _run(lambda: export_to(settings, file, workspace, err))
 
 
 @keys_app.command("create")

@@ -270,7 +270,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
     data_dir: Path
     database: str
-    """`sqlite:///path`; `postgresql://` comes with a later release."""
+    """`sqlite:///path`, or `postgresql://user:password@host:port/name` (`corral[postgres]`)."""
     engine: Literal["local", "temporal"] = "local"
     cache_dir: Path
     server: ServerSettings = ServerSettings()
@@ -293,6 +293,18 @@ class Settings(Section, frozen=True, kw_only=True):
     def master_key_file(self) -> Path:
         """Where the master key is kept, unless the environment gives one."""
         return Path(self.vaults.master_key_file or self.data_dir / "master.key").expanduser()
+
+    def __repr__(self) -> str:
+        return f"Settings({self.data_dir}, {without_password(self.database)}, ...)"
+
+
+def without_password(url: str) -> str:
+    """A database URL as it may be shown."""
+    head, at, tail = url.rpartition("@")
+    scheme, separator, user = head.partition("://")
+    if not at or not separator:
+        return url.partition("?")[0]
+    return f"{scheme}://{user.partition(':')[0]}@{tail.partition('?')[0]}"
 
 
 ENVIRONMENT: Mapping[str, str] = {

@@ -4,12 +4,12 @@ The middle parts (`harness engines tools mcp providers sandboxes storage api`) n
 here, and `app.py` wires them. Each protocol's docstring is its contract; `tests/contracts` holds it against every
 implementation. Nothing here does anything.
 
-    EventLog   what happened: sessions, their events and their state     storage/{sqlite,ephemeral}
-    Records    everything else that lasts: agents, environments, keys    storage/{sqlite,ephemeral}
+    EventLog   what happened: sessions, their events and their state     storage/{sqlite,postgres,ephemeral}
+    Records    everything else that lasts: agents, environments, keys    storage/{sqlite,postgres,ephemeral}
     Sealing    how secrets are kept                                      vaults/sealing
     Credentials  what a session's vaults hold                            vaults/credentials
     Blobs      the bytes of files                                        storage/blobs
-    Archive    both at once, for moving in and out                       storage/{sqlite,ephemeral}
+    Archive    both at once, for moving in and out                       storage/{sqlite,postgres,ephemeral}
     Bus        what is happening: frames for open streams                engines/local
     Engine     who advances which session, and when                      engines/local
     Sandboxes  where tools run                                           sandboxes/{bubblewrap,docker,process}

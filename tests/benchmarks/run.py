@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 BENCHMARKS = (
     "store_appends",
+    "postgres_store",
     "turn_latency",
     "history_cost",
     "cache_share",

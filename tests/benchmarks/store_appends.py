@@ -52,12 +52,12 @@ class Row(NamedTuple):
     note: str
 
 
-class _Clock:
+class Clock:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
 
-class _NoReaders:
+class NoReaders:
     """A bus that nobody listens to."""
 
     def publish(self, frames: Sequence[Frame]) -> None:
@@ -95,8 +95,8 @@ def _rows(
         store, raw = rates["_store", sessions], rates["_raw", sessions]
         p50 = statistics.median(latencies["_store", sessions]) * 1000
         rows += [
-            Row(f"store, {who}", statistics.median(store), "appends/s", f"p50 {p50:.1f} ms, {_range(store)}"),
-            Row(f"raw SQLite, {who}", statistics.median(raw), "appends/s", _range(raw)),
+            Row(f"store, {who}", statistics.median(store), "appends/s", f"p50 {p50:.1f} ms, {range_of(store)}"),
+            Row(f"raw SQLite, {who}", statistics.median(raw), "appends/s", range_of(raw)),
             Row(
                 f"store beside raw, {who}",
                 100 * statistics.median(a / b for a, b in zip(store, raw, strict=True)),
@@ -107,7 +107,7 @@ def _rows(
     return rows
 
 
-def _range(values: Sequence[float]) -> str:
+def range_of(values: Sequence[float]) -> str:
     return f"{min(values):,.0f} to {max(values):,.0f}"
 
 
@@ -124,7 +124,7 @@ def _fsync_seconds(directory: Path) -> float:
     return statistics.median(times)
 
 
-async def _drive(append: Append_, sessions: int) -> tuple[float, float]:
+async def drive(append: Append_, sessions: int) -> tuple[float, float]:
     """Appends per second, and the median time of one, with every session waiting for its own."""
     latencies: list[float] = []
     start = time.perf_counter()
@@ -141,15 +141,15 @@ async def _drive(append: Append_, sessions: int) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------- the store
 
 
-def _message() -> ev.AgentMessage:
+def message() -> ev.AgentMessage:
     return ev.AgentMessage(id=new_id("sevt"), content=(TextBlock(text=TEXT),))
 
 
-def _say_something(session: Session, state: SessionState, now: datetime) -> Decision:
-    return Decision((Append(_message()),))
+def say_something(session: Session, state: SessionState, now: datetime) -> Decision:
+    return Decision((Append(message()),))
 
 
-def _session(number: int) -> Session:
+def session_of(number: int) -> Session:
     now = datetime.now(UTC)
     return Session(
         id=f"sesn_{number:026}",
@@ -162,12 +162,12 @@ def _session(number: int) -> Session:
 
 
 async def _store(path: Path, sessions: int) -> tuple[float, float]:
-    store = await open_store(path, _NoReaders(), _Clock())
-    created = [_session(number) for number in range(sessions)]
+    store = await open_store(path, NoReaders(), Clock())
+    created = [session_of(number) for number in range(sessions)]
     for session in created:
-        await store.log.create(session, SessionState(thread_id=new_id("sthr")), _say_something)
+        await store.log.create(session, SessionState(thread_id=new_id("sthr")), say_something)
     ids = [session.id for session in created]
-    result = await _drive(lambda number: store.log.transact(ids[number], _say_something), sessions)
+    result = await drive(lambda number: store.log.transact(ids[number], say_something), sessions)
     await store.close()
     return result
 
@@ -185,7 +185,7 @@ class _RawWriter:
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Write | None] = SimpleQueue()
         self._seqs = [0] * sessions
-        self._body = encode(_message())
+        self._body = encode(message())
         self._state = encode(SessionState(thread_id=new_id("sthr"), seq=1, last_at=datetime.now(UTC)))
         self._id = new_id("sevt")
         self._os_thread = threading.Thread(target=self._work)
@@ -235,7 +235,7 @@ class _RawWriter:
 
 async def _raw(path: Path, sessions: int) -> tuple[float, float]:
     writer = _RawWriter(path, sessions)
-    result = await _drive(writer.append, sessions)
+    result = await drive(writer.append, sessions)
     writer.close()
     return result
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 import anyio
+import pytest
 
 from corral.domain import event as ev
 from corral.domain.agent import ModelConfig, SessionAgent
@@ -24,15 +25,17 @@ from corral.domain.lifecycle import Append, Change
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.interfaces import Archive, Decide, Decision, EventLog, Frame, Records, Subscription
+from corral.storage import postgres
 from corral.storage.ephemeral import EphemeralStore
 from corral.storage.sqlite import open_store
+from tests import postgres_server
 
 ROOT = Path(__file__).resolve().parents[2]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
-Backend: TypeAlias = Literal["ephemeral", "sqlite"]
-BACKENDS: tuple[Backend, ...] = ("ephemeral", "sqlite")
+Backend: TypeAlias = Literal["ephemeral", "sqlite", "postgresql"]
+BACKENDS: tuple[Backend, ...] = ("ephemeral", "sqlite", "postgresql")
 
 
 class Clock:
@@ -79,14 +82,31 @@ class Stage(NamedTuple):
 
 @asynccontextmanager
 async def staged(backend: Backend, directory: Path) -> AsyncGenerator[Stage]:
-    """An open store. A SQLite store of the same directory has the same file."""
+    """An open store. In one directory SQLite has the same file every time; PostgreSQL is always empty."""
     bus, clock = Bus(), Clock()
     if backend == "ephemeral":
         memory = EphemeralStore(bus, clock)
         yield Stage(memory.log, memory.records, bus, clock, memory.archive)
         await memory.close()
         return
+    if backend == "postgresql":
+        if why := postgres_server.unavailable():
+            pytest.skip(why)
+        async with postgres_server.swept() as url, on_postgres(url) as stage:
+            yield stage
+        return
     store = await open_store(directory / "corral.db", bus, clock)
+    try:
+        yield Stage(store.log, store.records, bus, clock, store.archive)
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def on_postgres(url: str, *, exclusive: bool = True, bus: Bus | None = None) -> AsyncGenerator[Stage]:
+    """A store over the database at `url`."""
+    bus, clock = bus or Bus(), Clock()
+    store = await postgres.open_store(url, bus, clock, exclusive=exclusive)
     try:
         yield Stage(store.log, store.records, bus, clock, store.archive)
     finally:

@@ -195,10 +195,16 @@ class WritesToSqlite(Writes):
     backend = "sqlite"
 
 
+class WritesToPostgres(Writes):
+    backend = "postgresql"
+
+
 Writes.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 WritesToSqlite.TestCase.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
+WritesToPostgres.TestCase.settings = settings(max_examples=5, stateful_step_count=25, deadline=None)
 test_a_refused_write_leaves_no_trace_in_memory = Writes.TestCase
 test_a_refused_write_leaves_no_trace_on_disk = WritesToSqlite.TestCase
+test_a_refused_write_leaves_no_trace_in_a_shared_database = WritesToPostgres.TestCase
 
 
 @pytest.mark.parametrize("illegal", [Process(UNKNOWN), Append(ev.SessionStatusRescheduled(id="sevt_x"))])

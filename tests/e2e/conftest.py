@@ -47,12 +47,13 @@ cache_write_1h = 100.0
 class ServerProcess:
     """A server that can be killed and started again on the same data and port."""
 
-    def __init__(self, directory: Path, *, toml: str = "") -> None:
+    def __init__(self, directory: Path, *, toml: str = "", database: str | None = None) -> None:
         self.directory = directory
         self.sandboxes = directory / "sandboxes"
         self.sandboxes.mkdir()
         self.config = directory / "corral.toml"
-        self.config.write_text('[[models]]\npattern = "*"\nprovider = "scripted"\n' + toml, encoding="utf-8")
+        top = f'database = "{database}"\n' if database else ""
+        self.config.write_text(top + '[[models]]\npattern = "*"\nprovider = "scripted"\n' + toml, encoding="utf-8")
         self.port = 0
         self.watch = Watch()
         self.process: subprocess.Popen[str] | None = None
@@ -113,12 +114,12 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(toml: str = "") -> Generator[ServerProcess]:
+def serving(toml: str = "", *, database: str | None = None) -> Generator[ServerProcess]:
     """A server with settings of the test's own."""
     # Not under `tmp_path`: that is closed to the users that sandboxes run as when the tests run as root.
     directory = Path(tempfile.mkdtemp(prefix="corral-e2e-"))
     directory.chmod(0o711)
-    running = ServerProcess(directory, toml=toml)
+    running = ServerProcess(directory, toml=toml, database=database)
     try:
         running.start()
         yield running

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from corral.app import make_provider, make_sandboxes, model_routes, open_blobs
-from corral.config import Settings
+from corral.config import Settings, without_password
 from corral.conformance import sandbox_outcomes
 from corral.domain.ids import new_id
 from corral.errors import MachineUnfit
@@ -84,7 +84,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         yield Finding("data directory", "bad", f"{detail}; at least 1 GiB is needed.")
     else:
         yield Finding("data directory", "ok", detail)
-    yield Finding("database", "ok", settings.database)
+    yield Finding("database", "ok", without_password(settings.database))
     yield Finding("engine", "ok", settings.engine)
 
 

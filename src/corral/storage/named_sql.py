@@ -20,6 +20,14 @@ class Migration(NamedTuple):
     script: str
 
 
+class Migrated(NamedTuple):
+    """What bringing a schema up to date did."""
+
+    before: int
+    """The version that was found; 0 for an empty database."""
+    after: int
+
+
 def read_queries(path: Path) -> Mapping[str, str]:
     """The file's queries by name. A name that stands twice is an error."""
     pieces = re.split(r"^-- name: (\w+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)

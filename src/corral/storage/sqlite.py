@@ -19,7 +19,8 @@ from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, 
 from corral.domain.session import Session, SessionState
 from corral.interfaces import Bus, Claim, Clock, Committed, Decide, Restored, Snapshot, nothing
 from corral.storage import sqlite_reads as reads
-from corral.storage.sqlite_file import Lock, open_exclusive, open_shared, path_of
+from corral.storage.named_sql import Migrated
+from corral.storage.sqlite_file import Lock, open_exclusive, open_shared, path_of, version_at
 from corral.storage.sqlite_writer import Writer
 from corral.storage.transaction import admit
 
@@ -60,6 +61,20 @@ async def open_store(
         sessions_cached_max=sessions_cached_max,
     )
     return SqliteStore(lock, connection, writer, reads.Readers(path, read_connections_max))
+
+
+async def migrate(location: str | Path) -> Migrated:
+    """Make the database if need be and bring its schema up to date. Raises `MachineUnfit`, as `open_store` does."""
+    path = path_of(location)
+
+    def run() -> Migrated:
+        before = version_at(path)
+        lock, connection = open_exclusive(path)
+        connection.close()
+        lock.release()
+        return Migrated(before, version_at(path))
+
+    return await anyio.to_thread.run_sync(run)
 
 
 class SqliteStore:

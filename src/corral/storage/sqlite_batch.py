@@ -18,6 +18,7 @@ from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
 from corral.interfaces import Claim, Committed, Decide, Frame, Restored
+from corral.storage.columns import read_record
 from corral.storage.frames import deleted_frame, encode
 from corral.storage.sqlite_restore import Restoring
 from corral.storage.sqlite_rows import (
@@ -28,7 +29,6 @@ from corral.storage.sqlite_rows import (
     event_parameters,
     insert_all,
     positions,
-    read_record,
     read_stored,
     record_parameters,
     session_parameters,

@@ -10,7 +10,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -86,6 +86,15 @@ def open_shared(path: Path) -> sqlite3.Connection:
     else:
         lock.release()
     return connection
+
+
+def version_at(path: Path) -> int:
+    """The schema's version of a file, 0 if there is none yet. Changes nothing."""
+    if not path.exists():
+        return 0
+    with _opening(path), closing(connect_reader(path)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return version
 
 
 @contextmanager

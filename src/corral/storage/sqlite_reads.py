@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -19,22 +19,27 @@ import msgspec
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.errors import NotFound, Unavailable
 from corral.interfaces import Snapshot
+from corral.storage.columns import (
+    INTEGER_MAX,
+    INTEGER_MIN,
+    TEXT_MAX,
+    Part,
+    micros,
+    parts_of,
+    read_document,
+    read_record,
+    read_state,
+    since,
+    until,
+)
 from corral.storage.frames import logged
 from corral.storage.sqlite_file import connect_reader
 from corral.storage.sqlite_rows import (
-    INTEGER_MAX,
-    INTEGER_MIN,
     SEQ_BITS,
     SQL,
-    TEXT_MAX,
     Stored,
-    micros,
     positions,
-    read_record,
-    read_session,
     read_stored,
-    since,
-    until,
 )
 
 T = TypeVar("T")
@@ -88,24 +93,11 @@ def events(session_id: str, query: EventsQuery) -> Read[list[LoggedEvent]]:
         if found is None:
             raise NotFound(f"session {session_id} not found")
         page: list[LoggedEvent] = []
-        for part in _parts(query):
+        for part in parts_of(query):
             page += _events_of(connection, found[0], query, part, query.limit - len(page))
         return page
 
     return read
-
-
-Part: TypeAlias = Literal["processed", "queued"]
-
-
-def _parts(query: EventsQuery) -> tuple[Part, ...]:
-    """Which ranges are still ahead, in reading order."""
-    ascending: tuple[Part, ...] = ("processed",) if query.processed_only else ("processed", "queued")
-    ahead = ascending if query.order == "asc" else ascending[::-1]
-    if query.beyond is None:
-        return ahead
-    at: Part = "queued" if query.beyond[0] else "processed"
-    return ahead[ahead.index(at) :] if at in ahead else ahead if query.order == "desc" else ()
 
 
 def _events_of(
@@ -151,7 +143,7 @@ def sessions(query: SessionsQuery) -> Read[list[Snapshot]]:
             "limit": query.limit,
         }
         rows = connection.execute(SQL["sessions_desc" if descending else "sessions_asc"], parameters)
-        page = [Snapshot(*read_session(document, state)) for document, state in rows]
+        page = [Snapshot(read_document(document), read_state(state)) for document, state in rows]
         return page[::-1] if query.backwards else page
 
     return read

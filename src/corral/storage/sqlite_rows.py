@@ -1,4 +1,4 @@
-"""How things look in SQLite's tables: times as integers, positions, parameters of statements, rows read back.
+"""How things look in SQLite's tables: positions, parameters of statements, rows read back.
 
 The writer and the readers share this file; it opens nothing and runs nothing.
 """
@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
-import msgspec
-
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
+from corral.storage.columns import micros, read_document, read_state
 from corral.storage.frames import EventRow, encode
 from corral.storage.named_sql import read_queries
 from corral.storage.sqlite_file import QUERIES
 
 SQL = read_queries(QUERIES)
 
-INTEGER_MAX = 2**63 - 1
-INTEGER_MIN = -(2**63)
 SEQ_BITS = 32
-TEXT_MAX = "\U0010ffff"
-"""Behind every id."""
-
 Value: TypeAlias = str | bytes | int | None
 EventParameters: TypeAlias = tuple[int, str, str, int | None, bytes, bytes | None]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_documents = msgspec.json.Decoder(Session)
-_states = msgspec.json.Decoder(SessionState)
 
 
 class Stored(NamedTuple):
@@ -45,26 +33,6 @@ class Stored(NamedTuple):
     epoch: int
 
 
-def micros(moment: datetime) -> int:
-    """Microseconds since 1970, exactly."""
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def moment(microseconds: int) -> datetime:
-    """The reverse of `micros`."""
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def since(after: datetime | None, *, inclusive: bool) -> int:
-    """The earliest moment that is meant, as the lower end of a BETWEEN."""
-    return INTEGER_MIN if after is None else micros(after) + (0 if inclusive else 1)
-
-
-def until(before: datetime | None, *, inclusive: bool) -> int:
-    """The latest moment that is meant, as the upper end of a BETWEEN."""
-    return INTEGER_MAX if before is None else micros(before) - (0 if inclusive else 1)
-
-
 def positions(number: int) -> tuple[int, int]:
     """The ends of a session's positions, themselves outside: seqs begin at 1."""
     return number << SEQ_BITS, (number + 1) << SEQ_BITS
@@ -73,7 +41,7 @@ def positions(number: int) -> tuple[int, int]:
 def event_parameters(number: int, row: EventRow) -> EventParameters:
     """For `insert_events`."""
     seq, event_id, kind, processed_at, body, private = row
-    stamped = None if processed_at is None else (processed_at - _EPOCH) // _MICROSECOND
+    stamped = None if processed_at is None else micros(processed_at)
     return (number << SEQ_BITS | seq, event_id, kind, stamped, body, private)
 
 
@@ -101,12 +69,7 @@ def read_stored(row: Sequence[int | bytes]) -> Stored:
     number, epoch, document, state = row
     assert isinstance(number, int) and isinstance(epoch, int)
     assert isinstance(document, bytes) and isinstance(state, bytes)
-    return Stored(number, _documents.decode(document), _states.decode(state), epoch)
-
-
-def read_session(document: bytes, state: bytes) -> tuple[Session, SessionState]:
-    """The two documents of a session."""
-    return _documents.decode(document), _states.decode(state)
+    return Stored(number, read_document(document), read_state(state), epoch)
 
 
 def record_parameters(record: Record) -> dict[str, Value]:
@@ -122,22 +85,6 @@ def record_parameters(record: Record) -> dict[str, Value]:
         "revision": record.revision,
         "body": record.body,
     }
-
-
-def read_record(row: tuple[str, str, str, str | None, str | None, int, int | None, int, bytes]) -> Record:
-    """A row of the record queries."""
-    kind, record_id, workspace_id, parent_id, unique_key, created_at, archived_at, revision, body = row
-    return Record(
-        kind=kind,
-        id=record_id,
-        workspace_id=workspace_id,
-        parent_id=parent_id,
-        unique_key=unique_key,
-        created_at=moment(created_at),
-        archived_at=None if archived_at is None else moment(archived_at),
-        revision=revision,
-        body=body,
-    )
 
 
 _CHUNKS = (64, 8, 1)

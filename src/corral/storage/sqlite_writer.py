@@ -15,68 +15,17 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio.to_thread
 
 from corral.errors import Unavailable
 from corral.interfaces import Bus, Clock, Frame
+from corral.storage.jobs import Caught, Job
 from corral.storage.sqlite_batch import Batch
 from corral.storage.sqlite_rows import SQL, Stored
 
 T = TypeVar("T")
-
-
-class _Outcome:
-    """What became of a block: nothing, or an exception that somebody else is to receive.
-
-    A decision function may raise anything, and its caller waits on another thread. So nothing is swallowed here: what
-    is caught is raised again where the operation was submitted.
-    """
-
-    def __init__(self, *, let_through: tuple[type[Exception], ...] = ()) -> None:
-        self.error: Exception | None = None
-        self._let_through = let_through
-
-    def __enter__(self) -> _Outcome:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, self._let_through):
-            return False
-        self.error = error
-        return True
-
-
-class _Job:
-    """An operation and who waits for it."""
-
-    __slots__ = ("error", "future", "operation", "value")
-
-    def __init__(self, operation: Callable[[Batch], object], future: asyncio.Future[Any]) -> None:
-        self.operation = operation
-        self.future = future
-        self.value: object = None
-        self.error: Exception | None = None
-
-    def run(self, batch: Batch) -> None:
-        """Run the operation. Only an `sqlite3.Error` comes out; anything else is the caller's."""
-        self.error = None
-        with _Outcome(let_through=(sqlite3.Error,)) as outcome:
-            self.value = self.operation(batch)
-        self.error = outcome.error
-
-    def settle(self) -> None:
-        """Let the caller continue. On the event loop."""
-        if self.future.done():
-            return
-        if isinstance(self.error, StopIteration):  # which a future refuses to carry
-            self.future.set_exception(RuntimeError("a decision function raised StopIteration"))
-        elif self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.value)
 
 
 class Writer:
@@ -101,8 +50,8 @@ class Writer:
         self._sessions: dict[str, Stored] = {}
         (self.spent_microdollars,) = connection.execute(SQL["spending"]).fetchone()
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[list[_Job] | None] = SimpleQueue()
-        self._submitted: list[_Job] = []
+        self._queue: SimpleQueue[list[Job[Batch]] | None] = SimpleQueue()
+        self._submitted: list[Job[Batch]] = []
         self._waiting = 0
         self._closed = False
         self._os_thread = threading.Thread(target=self._work, name="corral-sqlite-writer", daemon=True)
@@ -121,7 +70,7 @@ class Writer:
         self._waiting += 1
         if not self._submitted:
             self._loop.call_soon(self._hand_over)
-        self._submitted.append(_Job(operation, future))
+        self._submitted.append(Job(operation, future, (sqlite3.Error,)))
         return await future
 
     def committed(self, session_id: str) -> Stored | None:
@@ -148,7 +97,7 @@ class Writer:
             if last:
                 return
 
-    def _collect(self, first: list[_Job]) -> tuple[list[_Job], bool]:
+    def _collect(self, first: list[Job[Batch]]) -> tuple[list[Job[Batch]], bool]:
         """Everything that waits; and whether the end of the queue was among it."""
         jobs = first
         while True:
@@ -160,7 +109,7 @@ class Writer:
                 return jobs, True
             jobs += more
 
-    def _commit(self, jobs: Sequence[_Job]) -> list[Frame]:
+    def _commit(self, jobs: Sequence[Job[Batch]]) -> list[Frame]:
         frames, error = self._try(jobs)
         if error is None:
             return frames
@@ -170,22 +119,22 @@ class Writer:
             return []
         return [frame for job in jobs for frame in self._commit([job])]
 
-    def _try(self, jobs: Sequence[_Job]) -> tuple[list[Frame], Exception | None]:
+    def _try(self, jobs: Sequence[Job[Batch]]) -> tuple[list[Frame], Exception | None]:
         """One transaction. Afterwards all of it is on disk and in memory, or none."""
         batch = Batch(self._connection, self.committed, self._clock.now())
-        with _Outcome() as outcome:
+        with Caught() as caught:
             self._connection.execute("BEGIN IMMEDIATE")
             for job in jobs:
                 job.run(batch)
             batch.flush()
             self._connection.execute("COMMIT")
-        if outcome.error is None:
+        if caught.error is None:
             self._remember(batch)
             return batch.frames, None
-        with _Outcome():  # what matters is the first error; if this fails too, the next BEGIN says so
+        with Caught():  # what matters is the first error; if this fails too, the next BEGIN says so
             if self._connection.in_transaction:
                 self._connection.rollback()
-        return [], outcome.error
+        return [], caught.error
 
     def _remember(self, batch: Batch) -> None:
         """Committed sessions go to the end of the cache, and the longest unused leave at its front."""
@@ -205,7 +154,7 @@ class Writer:
             self._queue.put(self._submitted)
             self._submitted = []
 
-    def _deliver(self, frames: Sequence[Frame], jobs: Sequence[_Job]) -> None:
+    def _deliver(self, frames: Sequence[Frame], jobs: Sequence[Job[Batch]]) -> None:
         self._waiting -= len(jobs)
         try:
             if frames:

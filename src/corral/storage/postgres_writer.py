@@ -1,0 +1,331 @@
+"""The one task that commits: whatever waits, together, in one statement on one connection.
+
+Callers hand in operations (`submit`) and wait; the task runs everything that waits as one `Batch` in memory and sends
+it off. While the server writes to its disk, the next batch gathers. After a commit its frames are published first,
+then every caller continues.
+
+Sessions that were written lately are kept, each with its version. A batch is decided on what is kept, and the statement
+that commits it locks each session's row and refuses (`corral_expect`) when a version has moved on, because another
+process has written: then nothing was done, and the batch is decided again on rows read under the lock. So nobody
+commits, or is refused, on a state that is not the current one; and usually that costs a single round trip.
+
+When the connection breaks in the middle of a commit, nobody knows whether it happened. Callers are told `Unavailable`,
+what was kept of the sessions is forgotten, and whoever tries again decides on what is then there: a repeated claim
+raises the epoch, and a commit that was still on its way finds another version and is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+import anyio
+import asyncpg
+import structlog
+
+from corral.errors import Unavailable
+from corral.interfaces import Clock
+from corral.storage.frames import encode
+from corral.storage.jobs import Caught, Job
+from corral.storage.postgres_batch import Batch, MissingBody, Published
+from corral.storage.postgres_connection import (
+    CLASHED,
+    CONNECT_SECONDS_MAX,
+    SQL,
+    Connection,
+    connect_writer,
+    is_lost,
+    reason,
+)
+from corral.storage.postgres_rows import (
+    Stored,
+    archived_at,
+    clean,
+    event_parameters,
+    insert_parameters,
+    read_stored,
+    session_columns,
+)
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+ATTEMPTS_MAX = 6
+"""Times that one batch is decided before its callers are sent away: the first is hopeful, the others hold locks."""
+NUMBERS_AT_ONCE = 32
+MOVED_ON = "CR001"
+
+
+class Streams(Protocol):
+    """Who tells open streams, here and in other processes."""
+
+    def notices(self, published: Iterable[Published]) -> list[str]:
+        """What other processes are to be told in the transaction."""
+        ...
+
+    def deliver(self, published: Iterable[Published]) -> None:
+        """A commit has happened; never blocks."""
+        ...
+
+    def doubt(self, session_ids: Iterable[str]) -> None:
+        """Nobody knows whether a commit has happened; never blocks."""
+        ...
+
+
+class _Need(NamedTuple):
+    """What an operation looks at."""
+
+    session_id: str
+    creates: bool
+
+
+class Writer:
+    """The write side of one process."""
+
+    def __init__(
+        self,
+        url: str,
+        connection: Connection,
+        streams: Streams,
+        clock: Clock,
+        *,
+        batch_operations_max: int,
+        waiting_operations_max: int,
+        sessions_cached_max: int,
+    ) -> None:
+        self._url = url
+        self._connection = connection
+        self._streams = streams
+        self._clock = clock
+        self._batch_operations_max = batch_operations_max
+        self._waiting_operations_max = waiting_operations_max
+        self._sessions_cached_max = sessions_cached_max
+        self._sessions: dict[str, Stored] = {}
+        self._numbers: list[int] = []
+        self._submitted: list[tuple[Job[Batch], _Need]] = []
+        self._waiting = 0
+        self._ready = asyncio.Event()
+        self._closed = False
+        # Owned here and awaited by `close`: it must outlive every caller.
+        self._task = asyncio.create_task(self._work(), name="corral-postgres-writer")
+
+    async def submit(self, session_id: str, operation: Callable[[Batch], T], *, creates: bool = False) -> T:
+        """Run an operation on a session; its effects are durable when this returns. Raises what it raises.
+
+        When the caller is cancelled meanwhile, the operation has been committed or it has not.
+        """
+        if self._closed:
+            raise Unavailable("the store is closed")
+        if self._waiting >= self._waiting_operations_max:
+            raise Unavailable("too many writes are waiting for the database; try again shortly")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting += 1
+        self._submitted.append((Job(operation, future, (MissingBody,)), _Need(session_id, creates)))
+        self._ready.set()
+        return await future
+
+    def kept(self, session_id: str) -> Stored | None:
+        """The session as this process last committed or read it."""
+        return self._sessions.get(session_id)
+
+    def forget(self, session_ids: Iterable[str]) -> None:
+        """Another process has written these sessions, or may have."""
+        for session_id in session_ids:
+            self._sessions.pop(session_id, None)
+
+    async def close(self) -> None:
+        """Commit what waits, then let the connection go. Idempotent."""
+        self._closed = True
+        self._ready.set()
+        await asyncio.wait([self._task])
+        self._connection.terminate() if self._connection.is_closed() else await self._part()
+
+    async def _part(self) -> None:
+        with Caught(), anyio.move_on_after(CONNECT_SECONDS_MAX):
+            await self._connection.close()
+
+    # -------------------------------------------------------------------------------------------- the one task
+
+    async def _work(self) -> None:
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            while self._submitted:
+                taken = self._submitted[: self._batch_operations_max]
+                del self._submitted[: len(taken)]
+                published = await self._commit(taken)
+                self._settle(published, taken)
+            if self._closed:
+                return
+
+    def _settle(self, published: Sequence[Published], taken: Sequence[tuple[Job[Batch], _Need]]) -> None:
+        self._waiting -= len(taken)
+        try:
+            if published:
+                self._streams.deliver(published)
+        finally:
+            for job, _ in taken:
+                job.settle()
+
+    async def _commit(self, taken: Sequence[tuple[Job[Batch], _Need]]) -> list[Published]:
+        """Commit all, or say to each why not."""
+        for attempt in range(ATTEMPTS_MAX):
+            batch: Batch | None = None
+            with Caught() as caught:
+                batch = await self._attempt(taken, locked=attempt > 0)
+            error = caught.error
+            if error is None:
+                assert batch is not None
+                return list(batch.published.values())
+            self.forget(need.session_id for _, need in taken)
+            if not _is_worth_another(error):
+                return await self._give_up(taken, error)
+        return await self._give_up(taken, Unavailable("other processes write the same sessions all the time"))
+
+    async def _give_up(self, taken: Sequence[tuple[Job[Batch], _Need]], error: Exception) -> list[Published]:
+        if is_lost(error):
+            log.warning("database_connection_lost", reason=reason(error))
+            self._connection.terminate()
+            self._streams.doubt([need.session_id for _, need in taken])
+        elif len(taken) > 1:  # something in it cannot be stored: that alone is to fail
+            return [one for each in taken for one in await self._commit([each])]
+        for job, _ in taken:
+            job.error = Unavailable(f"the database did not take the write: {reason(error)}")
+            job.error.__cause__ = error
+        return []
+
+    # ----------------------------------------------------------------------------------------------- an attempt
+
+    async def _attempt(self, taken: Sequence[tuple[Job[Batch], _Need]], *, locked: bool) -> Batch:
+        """One try. Afterwards all of it is durable and kept, or this raises and nothing is, or nobody knows."""
+        if self._connection.is_closed():
+            self._connection = await connect_writer(self._url)
+        await self._number(sum(need.creates for _, need in taken))
+        if not locked:
+            batch = await self._decide(taken, locked=False)
+            await self._write(batch)
+        else:
+            async with self._connection.transaction():
+                batch = await self._decide(taken, locked=True)
+                await self._write(batch)
+        self._remember(batch)
+        return batch
+
+    async def _decide(self, taken: Sequence[tuple[Job[Batch], _Need]], *, locked: bool) -> Batch:
+        """Run all operations in memory; again, with more bodies, until none is missing."""
+        sessions = await self._load({need.session_id for _, need in taken}, locked=locked)
+        bodies: dict[tuple[int, int], bytes] = {}
+        while True:
+            batch = Batch(sessions, bodies, self._numbers, self._clock.now())
+            for job, _ in taken:
+                try:
+                    job.run(batch)
+                except MissingBody:
+                    continue
+            if not batch.missing:
+                return batch
+            wanted = sorted(batch.missing)
+            numbers, seqs = [key[0] for key in wanted], [key[1] for key in wanted]
+            rows = await self._connection.fetch(SQL["queued_bodies"], numbers, seqs)
+            if len(rows) < len(wanted):
+                raise _MovedOn
+            bodies |= {(row["session"], row["seq"]): row["body"] for row in rows}
+
+    async def _load(self, session_ids: set[str], *, locked: bool) -> dict[str, Stored | None]:
+        kept = {} if locked else {name: self._sessions[name] for name in session_ids if name in self._sessions}
+        sessions: dict[str, Stored | None] = dict.fromkeys(session_ids)
+        sessions |= kept
+        wanted = session_ids - kept.keys()
+        if wanted:
+            query = SQL["lock_sessions" if locked else "sessions_by_id"]
+            for row in await self._connection.fetch(query, [clean(name) for name in wanted]):
+                sessions[row["id"]] = read_stored(row)
+        return sessions
+
+    async def _number(self, count: int) -> None:
+        """Have numbers for so many new sessions. Those of a commit that fails are lost, which harms nobody."""
+        if count > len(self._numbers):
+            rows = await self._connection.fetch(SQL["session_numbers"], count + NUMBERS_AT_ONCE)
+            self._numbers += [row["number"] for row in rows]
+
+    async def _write(self, batch: Batch) -> None:
+        touched = list(batch.touched.values())
+        guard = [each.number for each in touched], [each.version for each in touched]
+        if not batch.writes:
+            if touched and await self._connection.fetchval(SQL["are_current"], *guard) != len(touched):
+                raise _MovedOn
+        elif not batch.is_rare:
+            await self._append(batch, guard)
+        elif self._connection.is_in_transaction():
+            await self._write_all(batch, guard)
+        else:
+            async with self._connection.transaction():
+                await self._write_all(batch, guard)
+
+    async def _write_all(self, batch: Batch, guard: tuple[list[int], list[int]]) -> None:
+        execute, many = self._connection.execute, self._connection.executemany
+        if guard[0]:
+            await execute(SQL["expect_versions"], *guard)
+        if batch.deleted:
+            for name in ("delete_session_events", "delete_session_documents", "delete_sessions"):
+                await execute(SQL[name], batch.deleted)
+        if batch.created:
+            await many(SQL["insert_session"], [insert_parameters(each) for each in batch.created.values()])
+        described = [*batch.created.values(), *batch.redescribed.values()]
+        if batch.redescribed:
+            changed = [
+                (each.number, *session_columns(each.session), archived_at(each.session))
+                for each in batch.redescribed.values()
+            ]
+            await many(SQL["update_session"], changed)
+        if described:
+            await many(SQL["put_document"], [(each.number, encode(each.session)) for each in described])
+        if batch.moved:
+            numbers, seqs = zip(*batch.moved, strict=True)
+            await execute(SQL["delete_events"], numbers, seqs)
+        for number, stored in batch.redescribed.items():
+            batch.advanced.setdefault(number, stored)  # so that its version moves on
+        await self._append(batch, ([], []))
+
+    async def _append(self, batch: Batch, guard: tuple[list[int], list[int]]) -> None:
+        """The one statement."""
+        advanced = batch.advanced.values()
+        rows = [event_parameters(key[0], row) for key, row in batch.events.items()]
+        columns = list(zip(*rows, strict=True)) if rows else [()] * 7
+        await self._connection.execute(
+            SQL["append"],
+            *guard,
+            [each.number for each in advanced],
+            [encode(each.state) for each in advanced],
+            [each.state.status for each in advanced],
+            [each.epoch for each in advanced],
+            *columns,
+            self._streams.notices(batch.published.values()),
+            batch.spent,
+        )
+
+    def _remember(self, batch: Batch) -> None:
+        """Sessions go to the end of what is kept, and the longest unused leave at its front."""
+        self._numbers = [number for number in self._numbers if number not in batch.created]
+        for session_id, stored in batch.sessions.items():
+            self._sessions.pop(session_id, None)
+            if stored is None:
+                continue
+            is_written = stored.number in batch.advanced or stored.number in batch.created
+            self._sessions[session_id] = stored._replace(version=stored.version + 1) if is_written else stored
+        while len(self._sessions) > self._sessions_cached_max:
+            del self._sessions[next(iter(self._sessions))]
+
+
+class _MovedOn(Exception):
+    """A session is not as it was when it was decided about."""
+
+
+def _is_worth_another(error: Exception) -> bool:
+    """Whether the server, or we, undid the attempt for a reason that may be gone by now."""
+    if isinstance(error, (*CLASHED, _MovedOn)):
+        return True
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return error.constraint_name == "sessions_id_key"
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate == MOVED_ON
