@@ -153,7 +153,7 @@ class Watch:
             except FileNotFoundError:
                 # A sandbox was destroyed meanwhile.
                 seconds = LOOK_SECONDS_MIN
-            except OSError as error:
+            except (OSError, SandboxUnavailable) as error:
                 # Of one look only; the next one comes.
                 log.warning("disk_not_counted", error=str(error))
                 seconds = LOOK_SECONDS_MAX
