@@ -211,3 +211,13 @@ def test_an_account_is_suspected_only_when_enough_has_gone_from_the_disk(root: P
     account.count(None)
     assert not account.suspect(Space(0, 0), account.limit)
     assert account.suspect(Space(-1 << 61, 0), account.limit)
+
+
+def test_the_doctor_says_which_limits_are_in_force(root: Path) -> None:
+    facts = {fact.name: fact.detail for fact in BubblewrapSandboxes(SETTINGS, root).explain()}
+    if "sandbox limits" not in facts:
+        pytest.skip(facts["bubblewrap sandbox"])
+    found = cgroups.find(root)
+    expected = "no cgroup is writable" if found is None else f"cgroup version {1 if found.old else 2}"
+    assert facts["sandbox limits"].startswith(expected)
+    assert "stopping the writer" in facts["sandbox disk"]
