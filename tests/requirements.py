@@ -67,6 +67,17 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F028": Requirement("auto policy judgement with reason_code", "policy: events"),
     "F029": Requirement("Confirm of non-ask call rejected", "policy: events"),
     "F034": Requirement("Create cloud env, defaults", "env: POST /v1/environments"),
+    "F035": Requirement(
+        "Limited networking enforced",
+        "env: config.networking.limited",
+        divergence="HTTP and WebSocket through a proxy; raw TCP, UDP and HTTP/2 do not leave a sandbox",
+    ),
+    "F036": Requirement(
+        "allow_package_managers and packages install",
+        "env: config.networking.allow_package_managers",
+        later="installing `packages`",
+    ),
+    "F037": Requirement("allow_mcp_servers opens the hosts of the agent's MCP servers", "env: config.networking"),
     "F038": Requirement("Update merges nested config, type immutable", "env: POST /v1/environments/{id}"),
     "F039": Requirement(
         "Archive, delete, list, pagination",

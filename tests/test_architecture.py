@@ -37,7 +37,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "app": BELOW | MIDDLE | {"config", "console", "catalogue", "keys"},
     "catalogue": frozenset({"domain", "config"}),
     "keys": BELOW,
-    "serving": frozenset({"errors", "app"}),
+    "serving": frozenset({"errors", "config", "app"}),
     "moving": BELOW | {"api"},
     "commands": BELOW | {"config", "conformance", "app", "keys", "moving", "serving", "vaults"},
     "cli": BELOW | {"config", "conformance", "app", "commands", "serving"},
@@ -48,7 +48,7 @@ ARROWS: dict[str, frozenset[str]] = {
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
     "sandboxes": frozenset(
-        "attendant cgroups checkpoints connection directory disk lifecycle limited local packing programs "
+        "attendant cgroups checkpoints connection directory disk egress lifecycle limited local packing programs "
         "seccomp".split()
     ),
     "providers": frozenset({"messages_*"}),

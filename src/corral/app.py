@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import anyio.to_thread
+from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from corral.api.dependencies import Services
@@ -37,6 +38,7 @@ from corral.providers.routing import RoutedProvider, default_routes, route_of
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.docker import DockerSandboxes
+from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage import sqlite
 from corral.storage.blobs import DiskBlobs
@@ -50,10 +52,10 @@ STOP_GRACE_SECONDS = 5.0
 BUILT_IN_TOOLS = frozenset(TOOLS)
 """Names of the tools that this server can run."""
 
-SANDBOXES: Mapping[str, Callable[[Settings], Sandboxes]] = {
-    "bubblewrap": lambda settings: BubblewrapSandboxes(settings.sandbox, settings.data_dir),
-    "docker": lambda settings: DockerSandboxes(settings.sandbox, settings.data_dir),
-    "process": lambda settings: ProcessSandboxes(settings.sandbox, settings.data_dir),
+SANDBOXES: Mapping[str, Callable[[Settings, Callable[[Path], Egress]], Sandboxes]] = {
+    "bubblewrap": lambda settings, egress: BubblewrapSandboxes(settings.sandbox, settings.data_dir, egress),
+    "docker": lambda settings, egress: DockerSandboxes(settings.sandbox, settings.data_dir, egress),
+    "process": lambda settings, egress: ProcessSandboxes(settings.sandbox, settings.data_dir, egress),
 }
 
 
@@ -171,7 +173,8 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
     if settings.engine != "local":
         raise MachineUnfit(f"The `{settings.engine}` engine is not part of this release. It has: local.")
     clock = SystemClock()
-    sandboxes = make_sandboxes(settings)
+    registry = CollectorRegistry()
+    sandboxes = make_sandboxes(settings, registry)
     await sandboxes.start()
     catalogue = load_catalogue(settings.prices, settings.models)
     provider = provider or make_provider(settings)
@@ -215,6 +218,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
             settings=settings.server,
             authenticate=keys.authenticate,
             models=catalogue,
+            registry=registry,
         )
         yield Corral(create_app(services), api_key, first_start, store.log, bus, sandboxes)
 
@@ -285,14 +289,18 @@ async def key_wrapper(settings: Settings) -> LocalKeyWrapper:
     return await anyio.to_thread.run_sync(LocalKeyWrapper, load)
 
 
-def make_sandboxes(settings: Settings) -> Sandboxes:
+def make_sandboxes(settings: Settings, registry: CollectorRegistry | None = None) -> Sandboxes:
     """The backend that the settings name. Raises `MachineUnfit` for one that is not built."""
+
+    def egress(directory: Path) -> Egress:
+        return Egress(settings.egress, directory, own_ports=[settings.server.port], registry=registry)
+
     factory = SANDBOXES.get(settings.sandbox.backend)
     if factory is None:
         raise MachineUnfit(
             f"The `{settings.sandbox.backend}` sandbox is not part of this release. It has: {', '.join(SANDBOXES)}."
         )
-    return factory(settings)
+    return factory(settings, egress)
 
 
 @contextmanager

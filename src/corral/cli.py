@@ -201,10 +201,10 @@ def keys_rotate_master(
 
 async def _serve(settings: config.Settings) -> None:
     from corral.app import open_corral
-    from corral.serving import base_url, bind, serve_until_signalled
+    from corral.serving import base_url, bind, listening_on, serve_until_signalled
 
     with bind(settings.server.host, settings.server.port) as listener:
-        async with open_corral(settings) as corral:
+        async with open_corral(listening_on(settings, listener)) as corral:
             out.print(f"Corral is listening on {base_url(listener)}")
             if corral.first_start:
                 out.print(f"API key (kept in {settings.data_dir}/api_key): {corral.api_key}")

@@ -9,8 +9,10 @@ file, default.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -158,6 +160,41 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     docker: DockerSettings = DockerSettings()
 
 
+class EgressSettings(Section, frozen=True, kw_only=True):
+    """The way out of sandboxes: one proxy for all of them, which holds what environments allow."""
+
+    allowed_private: tuple[str, ...] = ()
+    """Networks as `10.0.0.0/8` that sandboxes may reach though they are private, where their environment allows the
+    host. Without it every address that is not of the public internet is refused, this machine's own included."""
+    hosts: Mapping[str, str] = {}
+    """Addresses by host name, as in /etc/hosts, for sandboxes alone. Addresses are checked like any other."""
+    ca_file: str | None = None
+    """Authorities to trust beside this machine's, as PEM."""
+    upstream_proxy: str | None = None
+    """`http://user:password@host:port`: how this machine itself gets out, by default what HTTPS_PROXY says."""
+    upstream_proxy_not_for: tuple[str, ...] = ()
+    """Hosts, or `.domains`, that are reached without it; by default what NO_PROXY says."""
+    uid: int = 209_999
+    """Host uid that the proxy runs as when the server is root."""
+    connections_max: int = 256
+    """From one sandbox at a time."""
+    connections_total_max: int = 4_096
+    resolutions_max: int = 4
+    """Names that are looked up for one sandbox at a time."""
+    header_bytes_max: int = 64 * 1024
+    """Of a request or an answer; bodies have no limit and are never held."""
+    idle_seconds_max: float = 300.0
+    """A connection that carries nothing for this long is closed."""
+    connect_seconds_max: float = 15.0
+    machine: Mapping[str, str] = {}
+    """How this machine reaches package managers: PIP_INDEX_URL, GOPROXY and the like, taken from the environment.
+    Indexes that it is set up for count as package managers' hosts, on private addresses too."""
+
+    def __post_init__(self) -> None:
+        for network in self.allowed_private:
+            ip_network(network, strict=False)
+
+
 class LocalModelSettings(Section, frozen=True, kw_only=True):
     """The model that runs on this machine (`corral[local]`)."""
 
@@ -276,6 +313,7 @@ class Settings(Section, frozen=True, kw_only=True):
     server: ServerSettings = ServerSettings()
     harness: HarnessSettings = HarnessSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    egress: EgressSettings = EgressSettings()
     local_model: LocalModelSettings = LocalModelSettings()
     anthropic: AnthropicSettings = AnthropicSettings()
     openai: OpenAISettings = OpenAISettings()
@@ -327,6 +365,11 @@ ENVIRONMENT: Mapping[str, str] = {
     "OPENAI_BASE_URL": "openai_base_url",
     "OPENAI_MODEL": "openai.model",
 }
+PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
+MACHINE_VARIABLES = re.compile(
+    r"HOME|XDG_CONFIG_HOME|CARGO_HOME|PIP_(INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|TRUSTED_HOST|TIMEOUT|PRE|"
+    r"ONLY_BINARY|CONFIG_FILE)|npm_config_registry|NPM_CONFIG_REGISTRY|GOPROXY|GOSUMDB|GONOSUMDB|GOFLAGS"
+)
 
 
 def load(
@@ -347,6 +390,7 @@ def load(
     for name, value in (overrides or {}).items():
         if value is not None:
             _set(tree, name, value)
+    _add_machine(tree, environ)
     tree.setdefault("data_dir", str(_user_dir(environ, "XDG_DATA_HOME", ".local/share")))
     tree.setdefault("cache_dir", str(_user_dir(environ, "XDG_CACHE_HOME", ".cache")))
     tree["data_dir"] = str(Path(str(tree["data_dir"])).expanduser().absolute())
@@ -362,6 +406,18 @@ def load(
 def set_default(variable: str, value: str) -> None:
     """Tell a library something that it reads from the environment only, unless the operator has said otherwise."""
     os.environ.setdefault(variable, value)
+
+
+def _add_machine(tree: dict[str, object], environ: Mapping[str, str]) -> None:
+    """What the machine says about getting out, for all that runs on it; `corral.toml` wins."""
+    given = tree.get("egress", {})
+    egress: dict[str, object] = {
+        "machine": {name: value for name, value in environ.items() if MACHINE_VARIABLES.fullmatch(name)}
+    }
+    proxy = next((environ[name] for name in PROXY_VARIABLES if environ.get(name)), None)
+    direct = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
+    egress |= {"upstream_proxy": proxy, "upstream_proxy_not_for": direct.replace(",", " ").split()}
+    tree["egress"] = egress | given if isinstance(given, dict) else given
 
 
 def _decode(kind: type, value: object) -> object:

@@ -12,9 +12,11 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
+import msgspec
 import uvicorn
 
 from corral.app import Corral
+from corral.config import Settings
 from corral.errors import MachineUnfit
 
 GRACE_SECONDS = 5
@@ -43,6 +45,12 @@ def base_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}"
+
+
+def listening_on(settings: Settings, listener: socket.socket) -> Settings:
+    """The settings with the port that was had, where any port would do."""
+    port = listener.getsockname()[1]
+    return msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=port))
 
 
 class _Server(uvicorn.Server):

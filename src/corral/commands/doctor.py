@@ -101,8 +101,18 @@ async def _sandbox(settings: Settings) -> list[Finding]:
         findings.append(Finding("sandbox", "note", "process: no isolation at all; agents can do what this user can"))
     else:
         findings.append(Finding("sandbox", "ok", f"{settings.sandbox.backend} starts"))
-    findings.append(Finding("sandbox network", "note", "none: the egress proxy is not part of this release"))
+    findings.append(_network(settings))
     return findings
+
+
+def _network(settings: Settings) -> Finding:
+    if settings.sandbox.backend == "process":
+        return Finding("sandbox network", "note", "the machine's own; environments with limited networking are refused")
+    private = ", ".join(settings.egress.allowed_private) or "none"
+    upstream = "through the machine's own proxy" if settings.egress.upstream_proxy else "directly"
+    return Finding(
+        "sandbox network", "ok", f"what environments allow, by an egress proxy, {upstream}; private networks: {private}"
+    )
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

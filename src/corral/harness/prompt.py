@@ -15,7 +15,9 @@ from corral.domain.toolset import CustomTool, resolve
 from corral.interfaces import Tool
 
 SANDBOX_NOTE = (
-    "Your tools work in a Linux sandbox of this session, in /workspace. It has no network access. "
+    "Your tools work in a Linux sandbox of this session, in /workspace. Network access, if the "
+    "environment allows any, is by HTTP through the proxy in HTTPS_PROXY; a host that is not allowed is answered with "
+    "403 and the reason. "
     "Put files for the user to download into /mnt/session/outputs."
 )
 

@@ -1,10 +1,11 @@
 """The default backend: every session in Linux namespaces of its own, made by bubblewrap.
 
 Inside are the host's /usr read-only, a small /etc, private /workspace, /home/agent, /tmp and /mnt/session, and no
-network. What keeps the inside in: it never runs as a host uid that matters (root's sandboxes each get a host uid of
-their own; started by host root, bwrap is escapable through /proc/sys), it has no capabilities, cannot make user
-namespaces or gain privileges, /proc/sys is read-only in any case, and a filter refuses system calls that no agent
-needs (`seccomp.py`). Limits are in `cgroups.py` and `disk.py`. Overlay layers and a way out are not here yet.
+network but its own loopback; a socket to the egress proxy is the way out where the environment allows one. What keeps
+the inside in: it never runs as a host uid that matters (root's sandboxes each get a host uid of their own; started by
+host root, bwrap is escapable through /proc/sys), it has no capabilities, cannot make user namespaces or gain
+privileges, /proc/sys is read-only in any case, and a filter refuses system calls that no agent needs (`seccomp.py`).
+Limits are in `cgroups.py` and `disk.py`. Overlay layers are not here yet.
 
 A sandbox outlives the server: it has a session of its own and does not die with its parent. The daemon is process 1
 of its namespace, so when it ends, or is killed, the kernel ends everything else inside.
@@ -19,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -33,6 +34,8 @@ from corral.interfaces import Fact
 from corral.sandboxes import cgroups, programs, seccomp
 from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments, base_parts
 from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.egress import inside
+from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.local import Launched, LocalSandboxes
 
 INFO_BYTES_MAX = 4_096
@@ -54,8 +57,11 @@ REMEDY = "`--sandbox process` works without it, but isolates nothing."
 class BubblewrapSandboxes(LocalSandboxes):
     """See the module."""
 
-    def __init__(self, settings: SandboxSettings, data_dir: Path) -> None:
-        super().__init__(settings, _root(settings, data_dir))
+    def __init__(
+        self, settings: SandboxSettings, data_dir: Path, egress: Callable[[Path], Egress] | None = None
+    ) -> None:
+        root = _root(settings, data_dir)
+        super().__init__(settings, root, egress(root / "egress") if egress else None)
         self._programs: Programs | None = None
         self._cgroups: cgroups.Cgroups | None = None
 
@@ -107,16 +113,19 @@ class BubblewrapSandboxes(LocalSandboxes):
     def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""
         assert self._programs is not None, "prepare() comes first"
+        way_out = self.way_out(directory, recipe)
         command = self.daemon_command(
             self._programs.python.executable,
             "/opt/corral/lib",
             listener=listener,
             root="/workspace",
-            environment=ENVIRONMENT,
+            environment={**ENVIRONMENT, **(way_out.variables if way_out else {})},
             resources=_resources(self._settings),
             names={},
+            egress_socket=inside.SOCKET if way_out else "",
         )
-        argv = [*arguments(self._programs, directory.files, self._settings.shared_memory_bytes_max), "--", *command]
+        shared = self._settings.shared_memory_bytes_max
+        argv = [*arguments(self._programs, directory.files, shared, way_out), "--", *command]
         with directory.log.open("wb") as log:
             return _start_enclosed(argv, directory.owner(), log, listener, self.group(directory.path.name))
 
@@ -267,7 +276,7 @@ def _probe(found: Programs, settings: SandboxSettings) -> None:
     """Run an empty sandbox; the only way to know that this machine lets us."""
     check = f"import sys; sys.exit(sys.version_info < {programs.PYTHON_MIN})"
     argv = [
-        *arguments(found, None, settings.shared_memory_bytes_max),
+        *arguments(found, None, settings.shared_memory_bytes_max, None),
         "--",
         found.python.executable,
         "-I",

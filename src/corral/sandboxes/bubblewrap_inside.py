@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from corral.sandboxes import programs
+from corral.sandboxes.egress import inside
+from corral.sandboxes.egress.inside import WayOut
 
 UID = 1000
 HOME = "/home/agent"
@@ -42,6 +44,7 @@ PROC_FILES_MASKED = (
     "config.gz", "kallsyms", "kcore", "keys", "kmsg", "latency_stats", "sched_debug", "sysrq-trigger", "timer_list",
 )  # fmt: skip
 PROC_DIRECTORIES_MASKED = ("acpi", "asound", "bus", "firmware", "fs", "irq", "scsi")
+SYSTEM_TRUST = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class Programs(NamedTuple):
@@ -69,7 +72,7 @@ def base_parts(python: programs.Python) -> Mapping[str, str]:
     return parts
 
 
-def arguments(found: Programs, files: Path | None, shared_memory_bytes_max: int) -> list[str]:
+def arguments(found: Programs, files: Path | None, shared_memory_bytes_max: int, way_out: WayOut | None) -> list[str]:
     """The bwrap command up to the program to run."""
     return [
         str(found.bwrap),
@@ -83,6 +86,7 @@ def arguments(found: Programs, files: Path | None, shared_memory_bytes_max: int)
         *("--remount-ro", "/dev"),
         *_programs(found),
         *_files(files),
+        *_way_out(way_out),
         *("--remount-ro", "/"),
     ]
 
@@ -126,6 +130,19 @@ def _programs(found: Programs) -> Iterator[str]:
         yield from ("--ro-bind", str(found.rg), "/opt/corral/bin/rg")
     if found.python.prefix is not None:
         yield from ("--ro-bind", str(found.python.prefix), programs.BOUND_PREFIX)
+
+
+def _way_out(way_out: WayOut | None) -> Iterator[str]:
+    """The socket's directory and not the socket, so that one that is made anew is seen."""
+    if way_out is None:
+        return
+    yield from ("--ro-bind", str(way_out.socket_directory), inside.PLACE)
+    yield from ("--ro-bind", str(way_out.trusted), inside.TRUSTED)
+    if Path(SYSTEM_TRUST).is_file():
+        # For programs that read no variable.
+        yield from ("--ro-bind", str(way_out.trusted), SYSTEM_TRUST)
+    for directory in way_out.directories:
+        yield from ("--ro-bind-try", directory, directory)
 
 
 def _files(files: Path | None) -> Iterator[str]:

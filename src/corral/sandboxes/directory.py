@@ -2,6 +2,7 @@
 
     <root>/sessions/<session id>/
         server/     only the server's: socket, records, log, lock; never visible inside
+        egress/     the socket of the way out, if there is one; read-only inside
         files/      the sandbox's own: workspace, outputs, uploads, home, tmp
     <root>/trash/   what is being removed: it goes there in one step, so a session's directory is whole or not there
 
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import msgspec
 
+from corral.domain.egress import EgressPolicy
 from corral.errors import SandboxUnavailable
 
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -73,6 +75,8 @@ class SessionDirectory:
         self.log = self.server / "log"
         self.uploads = self.server / "uploads.json"
         """What was put among the uploads: hashes by path."""
+        self.egress = self.path / "egress"
+        self._egress_policy = self.server / "egress.json"
         self._record = self.server / "instance.json"
         self._life = self.server / "life.json"
 
@@ -208,6 +212,24 @@ class SessionDirectory:
         """Whether the recorded instance is alive."""
         record = self.record()
         return record is not None and record.boot_id == boot_id() and start_ticks(record.pid) == record.start_ticks
+
+    def egress_policy(self) -> EgressPolicy | None:
+        """What the instance was made to reach; None for nothing."""
+        try:
+            return msgspec.json.decode(self._egress_policy.read_bytes(), type=EgressPolicy)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except msgspec.DecodeError as error:
+            raise SandboxUnavailable("The record of the sandbox's way out cannot be read.") from error
+
+    def put_egress_policy(self, policy: EgressPolicy | None) -> None:
+        """Note what the next instance may reach."""
+        if policy is None:
+            self._egress_policy.unlink(missing_ok=True)
+            return
+        draft = self._egress_policy.with_suffix(".draft")
+        draft.write_bytes(msgspec.json.encode(policy))
+        draft.replace(self._egress_policy)
 
     def kill_instance(self) -> None:
         """Kill exactly the recorded process, and wait until it is gone. A bubblewrap sandbox dies with it."""

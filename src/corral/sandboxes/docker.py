@@ -21,7 +21,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from corral.config import SandboxSettings
@@ -33,6 +33,8 @@ from corral.sandboxes.connection import short_socket_path
 from corral.sandboxes.directory import SessionDirectory, start_ticks
 from corral.sandboxes.docker_container import LIBRARY, Parts, accounts, container, variables
 from corral.sandboxes.docker_engine import Engine, EngineApi, Started
+from corral.sandboxes.egress import inside
+from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.local import Launched, LocalSandboxes
 
 SERVER_LABEL, SESSION_LABEL = "corral.server", "corral.session"
@@ -58,9 +60,12 @@ PYTHON = '#!/bin/sh\nexec python3 "$@"\n'
 class DockerSandboxes(LocalSandboxes):
     """See the module."""
 
-    def __init__(self, settings: SandboxSettings, data_dir: Path) -> None:
+    def __init__(
+        self, settings: SandboxSettings, data_dir: Path, egress: Callable[[Path], Egress] | None = None
+    ) -> None:
         directory = settings.directory and Path(settings.directory).expanduser().absolute()
-        super().__init__(settings, directory or data_dir.absolute() / "sandboxes")
+        root = directory or data_dir.absolute() / "sandboxes"
+        super().__init__(settings, root, egress(root / "egress") if egress else None)
         self._engine = EngineApi(settings.docker)
         self._parts: Parts | None = None
         self._server = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:16]
@@ -120,7 +125,8 @@ class DockerSandboxes(LocalSandboxes):
             raise SandboxUnavailable(PACKAGES)
         docker = self._settings.docker
         image = docker.images.get(recipe.environment, docker.image)
-        environment = variables(self._engine.variables_of(image))
+        way_out = self.way_out(directory, recipe)
+        environment = variables(self._engine.variables_of(image)) | dict(way_out.variables if way_out else {})
         daemon = self.daemon_command(
             "python3",
             LIBRARY,
@@ -130,6 +136,7 @@ class DockerSandboxes(LocalSandboxes):
             resources=self._resources(),
             names={},
             module="arrival",
+            egress_socket=inside.SOCKET if way_out else "",
         )
         for name, text in accounts(directory.owner()).items():
             (directory.server / name).write_text(text, encoding="ascii")
@@ -140,6 +147,7 @@ class DockerSandboxes(LocalSandboxes):
             environment,
             directory=directory,
             parts=self._parts,
+            way_out=way_out,
             labels=self._labels(directory.path.name),
             settings=self._settings,
         )

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from corral.config import SandboxSettings
 from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.egress import inside
+from corral.sandboxes.egress.inside import WayOut
 from corral.sandboxes.seccomp_profile import profile
 
 HOME = "/home/agent"
@@ -63,6 +65,7 @@ def container(
     *,
     directory: SessionDirectory,
     parts: Parts,
+    way_out: WayOut | None,
     labels: Mapping[str, str],
     settings: SandboxSettings,
 ) -> Container:
@@ -80,7 +83,7 @@ def container(
         "healthcheck": {"test": ["NONE"]},
     }
     host = {
-        "mounts": _mounts(directory, parts),
+        "mounts": _mounts(directory, parts, way_out),
         "network_mode": "none",
         "ipc_mode": "private",
         "read_only": True,
@@ -105,7 +108,7 @@ def _ulimits(**limits: int) -> list[dict[str, int | str]]:
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
 
 
-def _mounts(directory: SessionDirectory, parts: Parts) -> list[dict[str, Any]]:
+def _mounts(directory: SessionDirectory, parts: Parts, way_out: WayOut | None) -> list[dict[str, Any]]:
     """The session's own directories to write to; the rest to read."""
     files, server = directory.files, directory.server
     writable = {"workspace": "/workspace", "home": HOME, "tmp": "/tmp", "outputs": "/mnt/session/outputs"}
@@ -115,6 +118,10 @@ def _mounts(directory: SessionDirectory, parts: Parts) -> list[dict[str, Any]]:
     mounts.append(_mount(server / "door", DOOR, read_only=True))
     mounts.append(_mount(parts.daemon, LIBRARY, read_only=True))
     mounts.append(_mount(parts.bin, BIN, read_only=True))
+    if way_out is not None:
+        mounts.append(_mount(way_out.socket_directory, inside.PLACE, read_only=True))
+        mounts.append(_mount(way_out.trusted, inside.TRUSTED, read_only=True))
+        mounts += [_mount(Path(each), each, read_only=True) for each in way_out.directories]
     return mounts
 
 

@@ -24,7 +24,8 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from corral.config import SandboxSettings
+from corral.config import EgressSettings, SandboxSettings
+from corral.domain.egress import EgressPolicy, installs
 from corral.domain.environment import SEALED, Recipe
 from corral.domain.file import Mount, Output
 from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
@@ -34,6 +35,9 @@ from corral.sandboxes.attendant import Attendant
 from corral.sandboxes.cgroups import Group
 from corral.sandboxes.connection import Connection, Hello, News, greet, short_socket_path
 from corral.sandboxes.directory import KILL_SECONDS_MAX, Record, SessionDirectory
+from corral.sandboxes.egress import inside
+from corral.sandboxes.egress.attachment import Attachments
+from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.lifecycle import RESTARTED, Lifecycle, in_use
 from corral.sandboxes.limited import Watch
 
@@ -92,8 +96,11 @@ class LocalSandboxes(ABC):
     as_server = False
     """Whether sandboxes run as the server's own user."""
 
-    def __init__(self, settings: SandboxSettings, root: Path) -> None:
+    def __init__(self, settings: SandboxSettings, root: Path, egress: Egress | None = None) -> None:
         self._settings, self._root = settings, root
+        self.egress = egress or Egress(EgressSettings(), root / "egress")
+        """The way out of these sandboxes."""
+        self._attachments = Attachments(self.egress)
         self._lifecycle = Lifecycle(settings, as_server=self.as_server)
         self._attendant = Attendant(settings, root, self)
         self._putting_away: dict[str, anyio.CancelScope] = {}
@@ -182,7 +189,7 @@ class LocalSandboxes(ABC):
             await self.start()
             lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
             try:
-                connection = await self._find(directory)
+                connection = await self._find(directory, session_id)
                 if connection is None:
                     await self._lifecycle.revive(directory, session_id)
                     connection = await self._launch(directory, session_id, recipe)
@@ -196,12 +203,13 @@ class LocalSandboxes(ABC):
         except OSError as error:
             raise SandboxUnavailable(f"The sandbox could not be started: {error}") from error
 
-    async def _find(self, directory: SessionDirectory) -> Connection | None:
+    async def _find(self, directory: SessionDirectory, session_id: str) -> Connection | None:
         record = await anyio.to_thread.run_sync(directory.record)
         if record is None:
             return None
         hello = await greet(directory.socket, self._settings)
         if hello is not None:
+            await self._attachments.attach_again(directory, session_id, record.pid)
             return self._connected(directory, hello, record, "")
         # It may hang rather than be gone; two over the same files must never be.
         await anyio.to_thread.run_sync(self.kill, directory)
@@ -209,7 +217,11 @@ class LocalSandboxes(ABC):
 
     async def _launch(self, directory: SessionDirectory, session_id: str, recipe: Recipe) -> Connection:
         await self._reap(session_id)
+        policy = self.egress_policy(recipe)
+        await anyio.to_thread.run_sync(self._make, directory, policy)
+        await self._attachments.attach(directory, session_id, policy)
         launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
+        self._attachments.follow(session_id, launched.pid)
         if launched.process is not None:
             self._children[session_id] = _Child(launched.process, self.group(session_id))
         record = await anyio.to_thread.run_sync(directory.record)
@@ -230,12 +242,27 @@ class LocalSandboxes(ABC):
             connection.news = News((life.notice if life else "") or notice, partial(_note_told, directory))
         return connection
 
-    def _launch_recorded(self, directory: SessionDirectory, recipe: Recipe) -> Launched:
+    def egress_policy(self, recipe: Recipe) -> EgressPolicy | None:
+        """What a sandbox by this recipe may reach through the proxy; None when it gets no way out."""
+        policy = self.egress.policy(recipe)
+        return None if policy.reaches_nothing else policy
+
+    def way_out(self, directory: SessionDirectory, recipe: Recipe) -> inside.WayOut | None:
+        """What is put into a sandbox so that it finds the proxy; None when it gets no way out."""
+        if self.egress_policy(recipe) is None:
+            return None
+        managers = self.egress.package_managers if installs(recipe) else None
+        return inside.way_out(directory.egress, self.egress.ca_file, managers)
+
+    def _make(self, directory: SessionDirectory, policy: EgressPolicy | None) -> None:
         self._watch.require_space()
         directory.make(uid_first=self._settings.uid_first, uid_count=self._settings.uid_count)
+        directory.put_egress_policy(policy)
         life = directory.life()
         if life is not None and life.unused:
             directory.put_life(in_use(life))
+
+    def _launch_recorded(self, directory: SessionDirectory, recipe: Recipe) -> Launched:
         listener = _listen(directory)
         try:
             launched = self.launch(directory, listener.fileno(), recipe)
@@ -362,6 +389,7 @@ class LocalSandboxes(ABC):
                 await connection.close()
             await anyio.to_thread.run_sync(self.kill, directory)
             await self._reap(session_id)
+            self._attachments.detach(session_id)
             if group := self.group(session_id):
                 await anyio.to_thread.run_sync(group.remove)
 
@@ -389,6 +417,7 @@ class LocalSandboxes(ABC):
         for child in self._children.values():
             child.leave()
         self._children.clear()
+        await self._attachments.close()
 
     def daemon_command(
         self,
@@ -401,10 +430,12 @@ class LocalSandboxes(ABC):
         resources: Mapping[str, int],
         names: Mapping[str, str],
         module: str = "server",
+        egress_socket: str = "",
     ) -> list[str]:
         """The command that runs the daemon, with paths as they are where it runs; `module` has its `main`."""
         values = {name: getattr(self._settings, name) for name in DAEMON_SETTINGS}
         values |= {"listener": listener, "root": root, "environment": environment, "resources": resources}
+        values |= {"egress_socket": egress_socket, "egress_port": inside.PORT}
         values |= {"names": names, "frame_bytes_max": self._settings.reply_bytes_max}
         return [python, "-I", "-S", "-c", RUN_DAEMON % module, source, msgspec.json.encode(values).decode()]
 

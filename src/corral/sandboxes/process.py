@@ -1,7 +1,8 @@
 """The backend without isolation: the daemon as a plain process of the server's user.
 
 It exists for machines where nothing else works and for debugging, and must be asked for by name: commands can do
-whatever the server's user can. Files still have a directory for each session, and the file tools know it as
+whatever the server's user can, and have the machine's own network, whole: an environment with limited networking is
+refused. Files still have a directory for each session, and the file tools know it as
 /workspace, but a shell sees the real paths. Nothing ends with the daemon by itself, so what it leaves behind is found
 by a variable in its environment.
 """
@@ -13,15 +14,17 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from corral.config import SandboxSettings
-from corral.domain.environment import Recipe
-from corral.errors import MachineUnfit
+from corral.domain.egress import EgressPolicy
+from corral.domain.environment import SEALED, Limited, Recipe
+from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Fact
 from corral.sandboxes import programs
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
+from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.local import Launched, LocalSandboxes
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -41,9 +44,12 @@ class ProcessSandboxes(LocalSandboxes):
 
     as_server = True
 
-    def __init__(self, settings: SandboxSettings, data_dir: Path) -> None:
+    def __init__(
+        self, settings: SandboxSettings, data_dir: Path, egress: Callable[[Path], Egress] | None = None
+    ) -> None:
         directory = settings.directory and Path(settings.directory).expanduser().absolute()
-        super().__init__(settings, directory or data_dir.absolute() / "sandboxes")
+        root = directory or data_dir.absolute() / "sandboxes"
+        super().__init__(settings, root, egress(root / "egress") if egress else None)
         self._daemon: Path | None = None
 
     def prepare(self) -> None:
@@ -62,6 +68,16 @@ class ProcessSandboxes(LocalSandboxes):
 
     def _bin(self) -> Path:
         return self._root / "programs" / "bin"
+
+    def egress_policy(self, recipe: Recipe) -> EgressPolicy | None:
+        """None: programs here have the machine's network. An environment that promises less is refused, not faked."""
+        # SEALED is what is opened when nothing was asked for, and promises nothing to anybody.
+        if isinstance(recipe.networking, Limited) and recipe is not SEALED:
+            raise SandboxUnavailable(
+                "This server runs the `process` sandbox, which cannot limit networking; the environment asks for "
+                "`limited`. Use `--sandbox bubblewrap`, or an environment with `unrestricted` networking."
+            )
+        return None
 
     def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""

@@ -7,7 +7,7 @@ because they are most of a sandbox's cold start.
 
     server.py     frames, connections, when to end         calls.py      every call runs once; kept results
     shell.py      bash                                     files.py      read write edit glob grep
-    processes.py  start, reap and kill
+    processes.py  start, reap and kill                    forward.py    the way to the egress proxy
 
 Frames are a 4-byte big-endian length and JSON, on a listening socket that the server bound and this process
 inherited. A request has a number `n` and an action `do`: hello, call, cancel, forget, pause, purge (kill all but the

@@ -31,6 +31,7 @@ PIECE_BYTES = 65_536
 SEND_SECONDS_MAX = 30
 STACK_BYTES = 512 * 1024
 SET_DUMPABLE = 4
+FORWARD_BACKLOG = 64
 
 
 class Limits:
@@ -51,6 +52,9 @@ class Limits:
     frame_bytes_max: int
     remembered_calls_max: int
     orphan_seconds_max: float
+    egress_socket: str
+    """Where the way out is; empty when there is none."""
+    egress_port: int
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
@@ -174,6 +178,24 @@ def _hide() -> None:
     ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def _offer_way_out(port: int, path: str) -> None:
+    """Listen where programs look for the proxy; what forwards is loaded when the first one comes."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(FORWARD_BACKLOG)
+
+    def forward() -> None:
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        poll.poll()
+        from corral.sandboxes.daemon.forward import Forwarder
+
+        Forwarder(listener, path).serve()
+
+    threading.Thread(target=forward, daemon=True).start()
+
+
 def main() -> None:
     """Run until orphaned."""
     limits = Limits(json.loads(sys.argv[1]))
@@ -185,6 +207,8 @@ def main() -> None:
     listener = socket.socket(fileno=limits.listener)
     # It was inherited, and must not be any further.
     listener.set_inheritable(False)
+    if limits.egress_socket:
+        _offer_way_out(limits.egress_port, limits.egress_socket)
     processes = Processes(limits.environment)
     files = Files(processes, limits, Names(limits.root, limits.names))
     bash = Bash(processes, limits)

@@ -1,0 +1,332 @@
+"""The server's end of the way out: makes each sandbox's socket, and keeps one proxy process serving them all.
+
+The proxy is started when the first sandbox needs it and again whenever it dies. The listening sockets are kept here,
+so nothing is lost with it: connections wait in them. A socket that a new server makes in the same place takes over for
+a sandbox that outlived the last one, because what is mounted inside is the directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry, Counter
+
+from corral.config import EgressSettings
+from corral.domain.egress import EgressPolicy, Ground, policy_of
+from corral.domain.environment import Recipe
+from corral.errors import SandboxUnavailable
+from corral.sandboxes.connection import short_socket_path
+from corral.sandboxes.egress import orders, registries
+from corral.sandboxes.egress.authority import make_authority, write_private
+from corral.sandboxes.egress.inside import SOCKET_NAME
+
+log = structlog.get_logger(__name__)
+
+RUN_PROXY = "from corral.sandboxes.egress.proxy import main; main()"
+BACKLOG = 128
+RESTART_SECONDS = 0.2
+RESTART_SECONDS_MAX = 30.0
+STOP_SECONDS_MAX = 10.0
+BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
+
+class _Served(NamedTuple):
+    listener: socket.socket
+    policy: EgressPolicy
+
+
+class Egress:
+    """See the module. One for each server and directory."""
+
+    def __init__(
+        self,
+        settings: EgressSettings,
+        directory: Path,
+        *,
+        own_ports: Sequence[int] = (),
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self._settings, self._directory = settings, directory
+        self._own_ports = tuple(port for port in own_ports if port)
+        self.package_managers = registries.look(settings.machine)
+        """How this machine reaches package managers."""
+        self.ca_file = directory / "trusted.pem"
+        """What programs inside trust: what this machine trusts, and the proxy's own authority."""
+        self._served: dict[str, _Served] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._ready = False
+        self._waiting: deque[tuple[orders.Order, socket.socket | None]] = deque()
+        self._keeping: asyncio.Task[None] | None = None
+        self._lock = anyio.Lock()
+        self._started = False
+        registry = registry or CollectorRegistry()
+        self._refused = Counter(
+            "corral_egress_refused", "Connections and requests of sandboxes refused.", ("reason",), registry=registry
+        )
+        self._failed = Counter(
+            "corral_egress_failed", "Allowed connections that did not come about.", ("reason",), registry=registry
+        )
+        self._connected = Counter("corral_egress_connections", "Connections made to hosts.", registry=registry)
+        self._starts = Counter("corral_egress_proxy_starts", "Times the proxy was started.", registry=registry)
+
+    @property
+    def proxy_pid(self) -> int | None:
+        """The proxy process, while it runs."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def policy(self, recipe: Recipe) -> EgressPolicy:
+        """What a sandbox by this recipe may reach, on this machine."""
+        return policy_of(recipe, self.package_managers.endpoints)
+
+    async def start(self) -> None:
+        """Put the authority in place; the proxy itself waits until it is needed. Idempotent. Raises `OSError`."""
+        async with self._lock:
+            if not self._started:
+                await anyio.to_thread.run_sync(self._prepare)
+                self._started = True
+
+    def _prepare(self) -> None:
+        root = os.geteuid() == 0
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.chmod(0o711 if root else 0o700)
+        scratch = self._directory / "scratch"
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        if root:
+            os.chown(scratch, self._settings.uid, self._settings.uid)
+        pair = self._directory / "authority.pem"
+        if not pair.exists():
+            made = make_authority()
+            write_private(pair, made.private_key + made.certificate)
+        hosts = "\n".join(_bundle(each) for each in self._trusted())
+        for path, text in ((self._directory / "hosts.pem", hosts), (self.ca_file, f"{hosts}\n{self._authority()[1]}")):
+            draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
+            draft.write_text(text, encoding="ascii", errors="ignore")
+            draft.chmod(0o644)
+            draft.replace(path)
+
+    def _trusted(self) -> list[Path]:
+        """Files of certificates: this machine's own, and what the operator adds."""
+        found = ssl.get_default_verify_paths().cafile
+        usual = next((place for place in (found, *BUNDLES) if place and Path(place).is_file()), None)
+        return [Path(place) for place in (usual, self._settings.ca_file) if place]
+
+    def _authority(self) -> tuple[str, str]:
+        """Private key and certificate."""
+        text = (self._directory / "authority.pem").read_text(encoding="ascii")
+        key, mark, certificate = text.partition("-----BEGIN CERTIFICATE-----")
+        return key, mark + certificate
+
+    async def attach(self, key: str, place: Path, uid: int, policy: EgressPolicy) -> None:
+        """Serve `place/egress.sock` under `policy` from now on; only `uid` can connect. Replaces what `key` had.
+
+        Raises `SandboxUnavailable`."""
+        try:
+            await self.start()
+            listener = await anyio.to_thread.run_sync(_listen, place, uid)
+        except OSError as error:
+            raise SandboxUnavailable(f"The sandbox's way out could not be made: {error}") from error
+        self.detach_now(key)
+        self._served[key] = _Served(listener, policy)
+        if self._keeping is None:
+            # It outlives the request that came first, so no request's task group can own it; `close` awaits it.
+            self._keeping = asyncio.create_task(self._keep(), name="egress proxy")
+        self._tell(orders.Serve(key, policy), listener)
+
+    async def detach(self, key: str) -> None:
+        """Serve it no longer. Idempotent."""
+        self.detach_now(key)
+
+    def detach_now(self, key: str) -> None:
+        """As `detach`, for callers that cannot wait."""
+        served = self._served.pop(key, None)
+        if served is not None:
+            self._tell(orders.Drop(key), None)
+            served.listener.close()
+
+    async def close(self) -> None:
+        """End the proxy. Sandboxes that go on have no way out until the next server attaches them. Idempotent."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
+            self._keeping = None
+        for served in self._served.values():
+            served.listener.close()
+        self._served.clear()
+
+    # ---------------------------------------------------------------------------------------- the process
+
+    async def _keep(self) -> None:
+        """Start the proxy, hear it out, and start it again."""
+        pause = RESTART_SECONDS
+        while True:
+            began = anyio.current_time()
+            try:
+                await self._run_once()
+            except OSError as error:
+                log.warning("egress_proxy_cannot_start", reason=str(error))
+            pause = RESTART_SECONDS if anyio.current_time() - began > pause * 4 else min(pause * 2, RESTART_SECONDS_MAX)
+            log.warning("egress_proxy_ended", again_in_seconds=pause)
+            await anyio.sleep(pause)
+
+    async def _run_once(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                process = await anyio.to_thread.run_sync(_start, theirs)
+            self._process, self._control = process, ours
+            self._starts.inc()
+            ours.setblocking(False)
+            ours.send(orders.encode(self._configuration()))
+            await self._listen_to(ours)
+        finally:
+            self._control, self._ready = None, False
+            self._forget_waiting()
+            ours.close()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._end)
+
+    def _forget_waiting(self) -> None:
+        for _, listener in self._waiting:
+            if listener is not None:
+                listener.close()
+        self._waiting.clear()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            # It has seen the end of its socket by now; one that has not is of no use.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS_MAX / 10)
+            process.kill()
+            process.wait(STOP_SECONDS_MAX)
+
+    def _configuration(self) -> orders.Configure:
+        key, certificate = self._authority()
+        settings = self._settings
+        return orders.Configure(
+            ground=Ground(allowed_private=settings.allowed_private, own_ports=self._own_ports),
+            names=settings.hosts,
+            upstream_proxy=settings.upstream_proxy,
+            upstream_proxy_not_for=settings.upstream_proxy_not_for,
+            trusted=str(self._directory / "hosts.pem"),
+            certificate=certificate,
+            private_key=key,
+            scratch=str(self._directory / "scratch"),
+            uid=settings.uid if os.geteuid() == 0 else None,
+            credentials=self.package_managers.credentials,
+            connections_max=settings.connections_max,
+            connections_total_max=settings.connections_total_max,
+            resolutions_max=settings.resolutions_max,
+            header_bytes_max=settings.header_bytes_max,
+            idle_seconds_max=settings.idle_seconds_max,
+            connect_seconds_max=settings.connect_seconds_max,
+        )
+
+    async def _listen_to(self, control: socket.socket) -> None:
+        while True:
+            await anyio.wait_readable(control)
+            try:
+                news = orders.decode_news(control.recv(orders.MESSAGE_BYTES_MAX))
+            except BlockingIOError:
+                continue
+            except (OSError, msgspec.DecodeError):
+                # The end, which is no JSON, or something that the proxy never says.
+                return
+            if isinstance(news, orders.Ready):
+                self._ready = True
+                for key, served in self._served.items():
+                    self._tell(orders.Serve(key, served.policy), served.listener)
+            else:
+                self._count(news)
+
+    def _count(self, news: orders.Counts) -> None:
+        for outcome, times in ((each.outcome, each.times) for each in news.counted):
+            if outcome.kind == "connected":
+                self._connected.inc(times)
+                continue
+            (self._refused if outcome.kind == "refused" else self._failed).labels(outcome.reason).inc(times)
+            log.info(
+                f"egress_{outcome.kind}", sandbox=outcome.key, host=outcome.host, reason=outcome.reason, times=times
+            )
+
+    def _tell(self, order: orders.Order, listener: socket.socket | None) -> None:
+        """Tell the proxy, in order, if it is there; one that starts later is told everything."""
+        if not self._ready or self._control is None:
+            return
+        if listener is not None:
+            # It may be closed here before it is sent.
+            listener = listener.dup()
+        self._waiting.append((order, listener))
+        if len(self._waiting) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        loop, control = asyncio.get_running_loop(), self._control
+        while self._waiting and control is not None:
+            order, listener = self._waiting[0]
+            descriptors = [] if listener is None else [listener.fileno()]
+            try:
+                socket.send_fds(control, [orders.encode(order)], descriptors, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                loop.call_later(RESTART_SECONDS, self._flush)
+                return
+            except OSError:
+                return
+            self._waiting.popleft()
+            if listener is not None:
+                listener.close()
+
+
+def _start(control: socket.socket) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-c", RUN_PROXY, str(control.fileno())]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        # Nothing of the server's environment, which holds its keys.
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        cwd="/",
+        pass_fds=(control.fileno(),),
+        start_new_session=True,
+    )
+
+
+def _listen(place: Path, uid: int) -> socket.socket:
+    """A listening socket that only `uid` can connect to, in a directory that the inside sees and cannot change."""
+    place.mkdir(mode=0o711, parents=True, exist_ok=True)
+    place.chmod(0o711)
+    path, draft = place / SOCKET_NAME, place / f"{SOCKET_NAME}.draft"
+    draft.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_socket_path(draft) as short:
+            listener.bind(short)
+        draft.chmod(0o600)
+        if os.geteuid() == 0:
+            os.chown(draft, uid, uid)
+        listener.listen(BACKLOG)
+        draft.replace(path)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _bundle(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

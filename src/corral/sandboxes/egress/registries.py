@@ -1,0 +1,178 @@
+"""Package managers: the hosts they use, and how this machine is set up to reach them.
+
+A machine that is told to take packages from an index of its own has been told so for everything that runs on it: such
+an index counts as a package manager's host, on a private address too, and a sandbox is given the same address. User
+names and passwords in addresses stay outside; the proxy adds them (`rewriting.py`).
+
+Read are the variables and files that the managers themselves read: PIP_*, pip.conf, npm_config_registry, .npmrc,
+GOPROXY, GOSUMDB, cargo's config.toml, .gemrc, apt's sources. What a manager cannot use is left out, never an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+from corral.domain.egress import Endpoint, authority
+from corral.sandboxes.egress.orders import Credential
+
+HOSTS = tuple(
+    "pypi.org files.pythonhosted.org "
+    "registry.npmjs.org registry.yarnpkg.com nodejs.org "
+    "crates.io index.crates.io static.crates.io static.rust-lang.org "
+    "rubygems.org index.rubygems.org "
+    "proxy.golang.org sum.golang.org storage.googleapis.com "
+    "deb.debian.org security.debian.org archive.ubuntu.com security.ubuntu.com ports.ubuntu.com".split()
+)
+URL = re.compile(r"(?:https?|sparse\+https?)://[^\s'\"<>|,]+", re.IGNORECASE)
+FILE_BYTES_MAX = 1024 * 1024
+PIP_LISTS = ("extra-index-url", "find-links")
+PIP_SWITCHES = ("no-index", "trusted-host", "timeout", "pre", "only-binary")
+
+
+class PackageManagers(NamedTuple):
+    """What was found."""
+
+    endpoints: tuple[Endpoint, ...]
+    """Every host, the public ones and the machine's."""
+    variables: Mapping[str, str]
+    """To set where package managers run."""
+    directories: tuple[str, ...]
+    """Local indexes, to be there read-only under the same path."""
+    credentials: tuple[Credential, ...]
+
+
+def look(machine: Mapping[str, str]) -> PackageManagers:
+    """How this machine reaches package managers, by its variables (`EgressSettings.machine`) and files. Blocking."""
+    home = Path(machine.get("HOME") or "/nonexistent")
+    pip = _pip(machine, home)
+    variables = {**_pip_variables(pip), **_others(machine, home)}
+    addresses = [*chain.from_iterable(pip.values()), *variables.values(), *_listed_elsewhere(home)]
+    urls = [urlsplit(match[0].removeprefix("sparse+")) for text in addresses for match in URL.finditer(text)]
+    own = [each for each in map(_endpoint, urls) if each is not None]
+    return PackageManagers(
+        endpoints=(*(Endpoint(host) for host in HOSTS), *dict.fromkeys(own)),
+        variables={name: _bare(value) for name, value in variables.items()},
+        directories=tuple(dict.fromkeys(_directories(pip.get("find-links", ())))),
+        credentials=tuple(dict.fromkeys(filter(None, map(_credential, urls)))),
+    )
+
+
+def _endpoint(url: SplitResult) -> Endpoint | None:
+    found = authority(url.netloc.rpartition("@")[2])
+    if found is None:
+        return None
+    default = 80 if url.scheme == "http" else 443
+    # A public registry that is configured by name is no reason to let its name lead to a private address.
+    return Endpoint(found[0], found[1] or default, private=found[0] not in HOSTS)
+
+
+def _credential(url: SplitResult) -> Credential | None:
+    found = authority(url.netloc.rpartition("@")[2])
+    if found is None or not url.username:
+        return None
+    pair = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
+    port = found[1] or (80 if url.scheme == "http" else 443)
+    return Credential(found[0], port, f"Basic {base64.b64encode(pair).decode('ascii')}")
+
+
+def _bare(text: str) -> str:
+    """The text with its addresses less their user names and passwords."""
+
+    def strip(match: re.Match[str]) -> str:
+        url = urlsplit(match[0])
+        return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
+
+    return URL.sub(strip, text)
+
+
+# ------------------------------------------------------------------------------------------------------- pip
+
+
+def _pip(machine: Mapping[str, str], home: Path) -> Mapping[str, Sequence[str]]:
+    """pip's options about indexes: variables win over files, the user's over the machine's."""
+    found: dict[str, Sequence[str]] = {}
+    config = Path(machine.get("XDG_CONFIG_HOME") or home / ".config")
+    named = machine.get("PIP_CONFIG_FILE")
+    places = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf"), home / ".pip/pip.conf", config / "pip/pip.conf"]
+    for place in [*places, *([Path(named)] if named else [])]:
+        parser = configparser.RawConfigParser(strict=False)
+        try:
+            parser.read_string(_text(place))
+        except configparser.Error:
+            continue
+        for section in ("global", "install"):
+            if parser.has_section(section):
+                found |= {name.replace("_", "-"): value.split() for name, value in parser.items(section)}
+    wanted = ("index-url", *PIP_LISTS, *PIP_SWITCHES)
+    for name in wanted:
+        value = machine.get(f"PIP_{name.upper().replace('-', '_')}")
+        if value:
+            found[name] = value.split()
+    return {name: found[name] for name in wanted if name in found}
+
+
+def _pip_variables(pip: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {f"PIP_{name.upper().replace('-', '_')}": " ".join(values) for name, values in pip.items()}
+
+
+def _directories(places: Iterable[str]) -> Iterator[str]:
+    for place in places:
+        path = Path(urlsplit(place).path if place.startswith("file:") else place)
+        if path.is_absolute() and path.is_dir():
+            yield str(path)
+
+
+# ---------------------------------------------------------------------------------------------------- others
+
+
+def _others(machine: Mapping[str, str], home: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    npm = re.findall(r"^\s*registry\s*=\s*(\S+)\s*$", _text(home / ".npmrc"), re.MULTILINE)
+    registry = machine.get("npm_config_registry") or machine.get("NPM_CONFIG_REGISTRY") or (npm[-1] if npm else None)
+    if registry:
+        found["npm_config_registry"] = registry
+    found |= {name: machine[name] for name in ("GOPROXY", "GOSUMDB", "GONOSUMDB", "GOFLAGS") if machine.get(name)}
+    cargo = _cargo(Path(machine.get("CARGO_HOME") or home / ".cargo"))
+    if cargo:
+        found["CARGO_SOURCE_CRATES_IO_REPLACE_WITH"] = "machine"
+        found["CARGO_SOURCE_MACHINE_REGISTRY"] = cargo
+    return found
+
+
+def _cargo(home: Path) -> str | None:
+    """The address that stands in for crates.io."""
+    for name in ("config.toml", "config"):
+        try:
+            sources = tomllib.loads(_text(home / name)).get("source", {})
+        except tomllib.TOMLDecodeError:
+            continue
+        instead = sources.get(sources.get("crates-io", {}).get("replace-with"), {}).get("registry")
+        if isinstance(instead, str):
+            return instead
+    return None
+
+
+def _listed_elsewhere(home: Path) -> Iterator[str]:
+    """Files whose addresses count as hosts, though nothing is set for them: gem's and apt's."""
+    yield _text(home / ".gemrc")
+    yield _text(Path("/etc/gemrc"))
+    for place in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
+        lines = _text(place).splitlines()
+        yield "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+
+
+def _text(path: Path) -> str:
+    """A file's text; empty when it cannot be read."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(FILE_BYTES_MAX)
+    except OSError:
+        return ""
