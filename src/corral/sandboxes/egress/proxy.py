@@ -107,7 +107,10 @@ class Proxy:
         if self._settings.uid is not None:
             _become(self._settings.uid)
         ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-        self._control.send(orders.encode(orders.Ready()))
+        try:
+            self._control.send(orders.encode(orders.Ready()))
+        except BrokenPipeError:
+            return
         async with anyio.create_task_group() as tasks:
             while True:
                 await anyio.wait_readable(self._control)

@@ -20,7 +20,7 @@ import h11
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from corral.domain.egress import Address, EgressPolicy, Ground, Refusal, as_address, shown
+from corral.domain.egress import Address, EgressPolicy, Ground, Refusal, as_address, embedded, shown
 from corral.errors import CorralError
 from corral.sandboxes.egress.line import STREAM_ERRORS, Limits, Line
 
@@ -198,6 +198,13 @@ def _resolve(host: str) -> list[Address]:
 
 def is_own(address: Address) -> bool:
     """Whether an address is this machine's: what would be sent there would come from there. Nothing is sent."""
+    faces = [address, *embedded(address)]
+    if any(each.is_loopback or each.is_unspecified for each in faces):
+        return True
+    return any(map(_comes_from, faces))
+
+
+def _comes_from(address: Address) -> bool:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,0 +1,142 @@
+"""Hosts for sandboxes to reach or not to reach: real TLS servers on this machine's loopback, under names of their own.
+
+The proxy knows their names by `[egress] hosts` and trusts their authority by `[egress] ca_file`, both of which are for
+operators; nothing of the proxy is replaced.
+"""
+
+from __future__ import annotations
+
+import http.server
+import ssl
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from corral.config import EgressSettings
+from corral.sandboxes.egress.authority import Authority, Pair, make_authority
+
+ALLOWED, OTHER = "allowed.test", "other.test"
+PIECE = bytes(64 * 1024)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Host)
+        self.server.seen.append(f"{self.headers['host']} {self.path}")
+        kind, _, value = self.path[1:].partition("/")
+        if kind == "redirect":
+            self.send_response(302)
+            self.send_header("location", f"https://{value}")
+            self.send_header("content-length", "0")
+            self.end_headers()
+        elif kind == "bytes":
+            self._answer(int(value))
+        elif self.headers.get("upgrade") == "websocket":
+            self._echo()
+        else:
+            self._answer_text(f"hello from {self.server.name}")
+
+    def do_POST(self) -> None:
+        left = int(self.headers["content-length"])
+        total = 0
+        while left > 0:
+            piece = self.rfile.read(min(left, len(PIECE)))
+            left, total = left - len(piece), total + len(piece)
+        self._answer_text(f"took {total}")
+
+    def _answer_text(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def _answer(self, count: int) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(count))
+        self.end_headers()
+        while count > 0:
+            self.wfile.write(PIECE[:count])
+            count -= len(PIECE)
+
+    def _echo(self) -> None:
+        """After the change of protocols, whatever comes goes back."""
+        self.send_response_only(101)
+        self.send_header("connection", "Upgrade")
+        self.send_header("upgrade", "websocket")
+        self.end_headers()
+        self.close_connection = True
+        while piece := self.connection.recv(len(PIECE)):
+            self.connection.sendall(piece)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+class Host(http.server.ThreadingHTTPServer):
+    """One of them."""
+
+    daemon_threads = True
+
+    def __init__(self, name: str, context: ssl.SSLContext | None) -> None:
+        self.name, self.seen = name, list[str]()
+        super().__init__(("127.0.0.1", 0), _Handler)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        return
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.socket.getsockname()[1]
+
+
+class Hosts(NamedTuple):
+    """All of them."""
+
+    allowed: Host
+    other: Host
+    plain: Host
+    """Without TLS, under the allowed name."""
+    authority: Path
+
+    def settings(self, **changes: object) -> EgressSettings:
+        """An operator's settings under which their addresses may be reached."""
+        values: dict[str, object] = {
+            "allowed_private": ("127.0.0.1/32",),
+            "hosts": {
+                ALLOWED: "127.0.0.1",
+                OTHER: "127.0.0.1",
+                "inner.test": "127.0.0.2",
+                "meta.test": "169.254.169.254",
+            },
+            "ca_file": str(self.authority),
+            "connect_seconds_max": 20.0,
+        }
+        return EgressSettings(**(values | changes))  # pyright: ignore[reportArgumentType]  # checked by the struct
+
+
+@contextmanager
+def hosts(directory: Path) -> Generator[Hosts]:
+    """The servers, while the block runs."""
+    pair = make_authority()
+    authority = directory / "test-authority.pem"
+    authority.write_text(pair.certificate, encoding="ascii")
+    contexts = Authority(Pair(*pair), directory)
+    servers = [Host(ALLOWED, contexts.context(ALLOWED)), Host(OTHER, contexts.context(OTHER)), Host("plain", None)]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield Hosts(servers[0], servers[1], servers[2], authority)
+    finally:
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
