@@ -72,11 +72,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "env: config.networking.limited",
         divergence="HTTP and WebSocket through a proxy; raw TCP, UDP and HTTP/2 do not leave a sandbox",
     ),
-    "F036": Requirement(
-        "allow_package_managers and packages install",
-        "env: config.networking.allow_package_managers",
-        later="installing `packages`",
-    ),
+    "F036": Requirement("allow_package_managers and packages install", "env: config.networking.allow_package_managers"),
     "F037": Requirement("allow_mcp_servers opens the hosts of the agent's MCP servers", "env: config.networking"),
     "F038": Requirement("Update merges nested config, type immutable", "env: POST /v1/environments/{id}"),
     "F039": Requirement(

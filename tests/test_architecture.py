@@ -48,8 +48,8 @@ ARROWS: dict[str, frozenset[str]] = {
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
     "sandboxes": frozenset(
-        "attendant cgroups checkpoints connection directory disk egress lifecycle limited local packing programs "
-        "seccomp".split()
+        "attendant bases cgroups checkpoints connection directory disk egress lifecycle limited local packages packing "
+        "programs seccomp".split()
     ),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),

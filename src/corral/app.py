@@ -36,7 +36,8 @@ from corral.providers.messages_clouds import Cloud
 from corral.providers.openai import OpenAIProvider
 from corral.providers.routing import RoutedProvider, default_routes, route_of
 from corral.providers.scripted import ScriptedProvider
-from corral.sandboxes.bubblewrap import BubblewrapSandboxes
+from corral.sandboxes.bases import Bases
+from corral.sandboxes.bubblewrap import BubblewrapSandboxes, root_directory
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.process import ProcessSandboxes
@@ -53,7 +54,9 @@ BUILT_IN_TOOLS = frozenset(TOOLS)
 """Names of the tools that this server can run."""
 
 SANDBOXES: Mapping[str, Callable[[Settings, Callable[[Path], Egress]], Sandboxes]] = {
-    "bubblewrap": lambda settings, egress: BubblewrapSandboxes(settings.sandbox, settings.data_dir, egress),
+    "bubblewrap": lambda settings, egress: BubblewrapSandboxes(
+        settings.sandbox, settings.data_dir, egress, packages=settings.packages
+    ),
     "docker": lambda settings, egress: DockerSandboxes(settings.sandbox, settings.data_dir, egress),
     "process": lambda settings, egress: ProcessSandboxes(settings.sandbox, settings.data_dir, egress),
 }
@@ -311,6 +314,11 @@ def open_blobs(directory: Path) -> Generator[Blobs]:
         yield blobs
     finally:
         blobs.close()
+
+
+def open_bases(settings: Settings) -> Bases:
+    """The root file systems that sandboxes may be given."""
+    return Bases(root_directory(settings.sandbox, settings.data_dir))
 
 
 def make_provider(settings: Settings) -> RoutedProvider:

@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+base_app = typer.Typer(help="Make, import and list what sandboxes see as their system.", no_args_is_help=True)
+app.add_typer(base_app, name="base")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -197,6 +199,43 @@ def keys_rotate_master(
 
     settings = config.load(overrides={"data_dir": _text(data_dir)})
     _run(lambda: reseal(settings, out) if keep else rotate_master(settings, out))
+
+
+@base_app.command("build")
+def base_build(
+    name: Annotated[str, typer.Argument(help="What to call it in corral.toml.")] = "debian",
+    suite: Annotated[str, typer.Option(help="Release of the distribution.")] = "stable",
+    mirror: Annotated[str | None, typer.Option(help="Where from; default the tool's own.", show_default=False)] = None,
+    packages: Annotated[str, typer.Option(help="More packages, separated by commas.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Make a base with the distribution's own bootstrap tool, mmdebstrap."""
+    from corral.commands.bases import build
+
+    settings = config.load(overrides={"data_dir": _text(data_dir)})
+    more = [each.strip() for each in packages.split(",") if each.strip()]
+    _run(lambda: build(settings, name, suite=suite, mirror=mirror, packages=more, out=out))
+
+
+@base_app.command("import")
+def base_import(
+    file: Annotated[Path, typer.Argument(help="A tar of a root file system, as `docker export` writes it.")],
+    name: Annotated[str | None, typer.Option(help="Default the file's name.", show_default=False)] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a base of a tar."""
+    from corral.commands.bases import unpack
+
+    settings = config.load(overrides={"data_dir": _text(data_dir)})
+    _run(lambda: unpack(settings, name or file.name.split(".")[0], file, out))
+
+
+@base_app.command("list")
+def base_list(data_dir: DataDir = None) -> None:
+    """List bases."""
+    from corral.commands.bases import show
+
+    _run(lambda: show(config.load(overrides={"data_dir": _text(data_dir)}), out))
 
 
 async def _serve(settings: config.Settings) -> None:

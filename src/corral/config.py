@@ -109,6 +109,9 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     backend: Literal["bubblewrap", "docker", "kubernetes", "process"] = "bubblewrap"
     directory: str | None = None
     """Where sandboxes keep their files; None lets the backend choose a place its users can reach."""
+    base: str | None = None
+    """The root file system that sandboxes see, for bubblewrap: the name of one that `corral base` made, or a directory.
+    None for the machine's own /usr."""
     uid_first: int = 210_000
     """Host uids from here on are used when the server is root, one for each sandbox."""
     uid_count: int = 10_000
@@ -193,6 +196,20 @@ class EgressSettings(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for network in self.allowed_private:
             ip_network(network, strict=False)
+
+
+class PackagesSettings(Section, frozen=True, kw_only=True):
+    """Packages of environments: installed once for each distinct set, and shared by all sandboxes with it."""
+
+    build_seconds_max: float = 900.0
+    """For all packages of an environment together."""
+    layer_bytes_max: int = 4 * 1024 * 1024 * 1024
+    """Disk that one set may take, what it needs only while it is installed included."""
+    builds_parallel_max: Annotated[int, msgspec.Meta(ge=1)] = 2
+    failure_seconds: float = 60.0
+    """A set that failed is not tried again sooner than this."""
+    unused_days_max: float = 30.0
+    """Sets that no sandbox was opened with for this long are removed when the server starts."""
 
 
 class LocalModelSettings(Section, frozen=True, kw_only=True):
@@ -314,6 +331,7 @@ class Settings(Section, frozen=True, kw_only=True):
     harness: HarnessSettings = HarnessSettings()
     sandbox: SandboxSettings = SandboxSettings()
     egress: EgressSettings = EgressSettings()
+    packages: PackagesSettings = PackagesSettings()
     local_model: LocalModelSettings = LocalModelSettings()
     anthropic: AnthropicSettings = AnthropicSettings()
     openai: OpenAISettings = OpenAISettings()

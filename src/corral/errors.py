@@ -22,6 +22,7 @@ tree is a bug.
     ├── CredentialFailed      a credential of a vault could not be refreshed
     └── SandboxError          a sandbox could not do its work
         ├── SandboxUnavailable  it could not be made, and why
+        │   └── PackagesFailed  its environment's packages could not be installed         (also a `session.error`)
         └── SandboxLost         it died, and the call may or may not have run
 
 A class's docstring is its default message.
@@ -163,6 +164,10 @@ class SandboxError(CorralError):
 
 class SandboxUnavailable(SandboxError):
     """The sandbox could not be started."""
+
+
+class PackagesFailed(SandboxUnavailable):
+    """The environment's packages could not be installed."""
 
 
 class SandboxLost(SandboxError):

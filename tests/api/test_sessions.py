@@ -281,8 +281,8 @@ def test_another_workspace_sees_nothing(world: World) -> None:
         sessions.events.stream(session)
 
 
-def test_an_environment_with_packages_is_refused_until_they_can_be_installed(world: World) -> None:
+def test_a_session_takes_an_environment_with_packages(world: World) -> None:
     config: Any = {"type": "cloud", "packages": {"pip": ["requests"]}}
     environment = world.client.beta.environments.create(name="with packages", config=config)
-    error = refused(world, environment_id=environment.id)
-    assert error.status_code == 400 and "packages" in error.message
+    session = world.client.beta.sessions.create(agent=world.agent_id, environment_id=environment.id)
+    assert session.environment_id == environment.id

@@ -24,7 +24,6 @@ from corral.domain import agent as agent_rules
 from corral.domain import intake, turn
 from corral.domain import metadata as metadata_rules
 from corral.domain.agent import AgentReference, AgentWithOverrides, SessionAgent
-from corral.domain.environment import Packages
 from corral.domain.ids import new_id
 from corral.domain.query import SessionsQuery
 from corral.domain.resource import ResourceParams
@@ -148,10 +147,6 @@ async def _environment_id(call: Call, environment_id: str) -> str:
     environment = await environments.find(call.services, call.workspace_id, environment_id)
     if environment.archived_at is not None:
         raise Invalid(f"environment_id: environment {environment_id} is archived", error_code="environment_archived")
-    if environment.config.packages != Packages():
-        raise Invalid(
-            f"environment_id: environment {environment_id} has packages, which this server cannot install yet"
-        )
     return environment.id
 
 

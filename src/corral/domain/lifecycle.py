@@ -166,8 +166,11 @@ def fold(state: SessionState, event: ev.AnyEvent, tokens: RequestTokens | None =
         case ev.SpanModelRequestEnd():
             return _fold_request_end(state, event, tokens)
         case ev.SessionError():
-            retrying = isinstance(event.error.retry_status, ev.Retrying)
-            return msgspec.structs.replace(state, attempt=state.attempt + 1 if retrying else 0)
+            if not isinstance(event.error.retry_status, ev.Retrying):
+                return msgspec.structs.replace(state, attempt=0)
+            # Attempts are model requests that failed in a row; other errors are retried without counting.
+            asked = event.error.type.startswith("model_")
+            return msgspec.structs.replace(state, attempt=state.attempt + 1) if asked else state
         case (
             ev.UserInterrupt()
             | ev.AgentThinking()

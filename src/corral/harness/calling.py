@@ -7,6 +7,7 @@ words that do not pretend. Nothing is committed here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import anyio
 import msgspec
@@ -16,9 +17,11 @@ from corral.domain import event as ev
 from corral.domain.content import ResultBlock, TextBlock
 from corral.domain.environment import SEALED
 from corral.domain.ids import new_id
-from corral.domain.session import Session
-from corral.errors import Invalid, SandboxError
+from corral.domain.lifecycle import Append, Change
+from corral.domain.session import Session, SessionState
+from corral.errors import Invalid, PackagesFailed, SandboxError
 from corral.harness.context import OpenCall
+from corral.harness.deciding import Happened
 from corral.harness.parts import Parts
 from corral.harness.recipe import recipe
 from corral.harness.spilling import fitting
@@ -37,6 +40,21 @@ class Caller:
         self._sandbox: Sandbox | None = None
         self._recipe = SEALED
         self._opening = anyio.Lock()
+        self._failed: PackagesFailed | None = None
+        """This turn's answer to whoever needs the sandbox; the next turn tries again."""
+        self._untold: ev.ErrorObject | None = None
+
+    def telling(self, happened: Happened) -> Happened:
+        """What has happened, with what the client is still to be told about the sandbox. Take it once."""
+        error, self._untold = self._untold, None
+        if error is None:
+            return happened
+
+        def told(session: Session, state: SessionState, now: datetime) -> Sequence[Change]:
+            changes = happened(session, state, now)
+            return [Append(ev.SessionError(id=new_id("sevt"), error=error)), *changes]
+
+        return told
 
     async def warm(self) -> None:
         """Open the sandbox ahead of the first call; a failure shows when a call needs it."""
@@ -67,10 +85,21 @@ class Caller:
             session = self._session()
             if self._sandbox is None:
                 self._recipe = await recipe(self._parts.records, session)
-            self._sandbox = await self._parts.sandboxes.open(session.id, self._recipe)
+            self._sandbox = await self._made(session.id)
             mounts = [each.mount() for each in session.resources]
             await self._parts.sandboxes.mount(session.id, mounts, self._parts.blobs)
             return self._sandbox
+
+    async def _made(self, session_id: str) -> Sandbox:
+        if self._failed is not None:
+            raise PackagesFailed(self._failed.message)
+        try:
+            return await self._parts.sandboxes.open(session_id, self._recipe)
+        except PackagesFailed as error:
+            self._failed = error
+            # `retrying`: the session goes on, and its next turn tries again (events.md section 10).
+            self._untold = ev.ErrorObject(type="unknown_error", message=error.message, retry_status=ev.Retrying())
+            raise
 
 
 def _result(call_id: str, content: tuple[ResultBlock, ...], *, is_error: bool) -> ev.AgentToolResult:

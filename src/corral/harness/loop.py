@@ -82,7 +82,7 @@ class Turn:
         """Append what has happened together with everything that follows from it by the rules alone."""
         async with self._committing:
             self._interrupted.clear()  # before the queue is read, so that a later interrupt is not lost
-            decide = await following(self._parts, happened)
+            decide = await following(self._parts, self._caller.telling(happened))
             step: Step | None = None
             with anyio.CancelScope(shield=True):  # an interrupt must not leave us unsure what was committed
                 step = await self._transact(decide)

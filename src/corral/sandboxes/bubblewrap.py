@@ -20,26 +20,31 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from corral.config import SandboxSettings
+from corral.config import PackagesSettings, SandboxSettings
 from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Fact
-from corral.sandboxes import cgroups, programs, seccomp
+from corral.sandboxes import bases, cgroups, programs, seccomp
+from corral.sandboxes.bubblewrap_building import BubblewrapWorkshop
 from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments, base_parts
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.local import Launched, LocalSandboxes
+from corral.sandboxes.packages.layers import Layers
+from corral.sandboxes.packages.managers import TABLE
 
 INFO_BYTES_MAX = 4_096
 ROOT_DIRECTORY = Path("/var/lib/corral")
+BUILDS = "packages"
+"""The group of all builds of layers; no session has this id."""
 NPROC_PER_NAMESPACE_SINCE = (5, 14)
 SWITCHES = {
     "kernel.unprivileged_userns_clone": "0",
@@ -58,12 +63,19 @@ class BubblewrapSandboxes(LocalSandboxes):
     """See the module."""
 
     def __init__(
-        self, settings: SandboxSettings, data_dir: Path, egress: Callable[[Path], Egress] | None = None
+        self,
+        settings: SandboxSettings,
+        data_dir: Path,
+        egress: Callable[[Path], Egress] | None = None,
+        *,
+        packages: PackagesSettings | None = None,
     ) -> None:
-        root = _root(settings, data_dir)
+        root = root_directory(settings, data_dir)
         super().__init__(settings, root, egress(root / "egress") if egress else None)
+        self._packages = packages or PackagesSettings()
         self._programs: Programs | None = None
         self._cgroups: cgroups.Cgroups | None = None
+        self._layers: Layers | None = None
 
     def prepare(self) -> None:
         """See `LocalSandboxes.prepare`."""
@@ -78,6 +90,8 @@ class BubblewrapSandboxes(LocalSandboxes):
             raise MachineUnfit(f"Programs for sandboxes cannot be put into {self._root}: {error}") from error
         _probe(self._programs, self._settings)
         self._cgroups = cgroups.find(self._root)
+        self._layers = Layers(self._root, self._packages, self._workshop(self._programs))
+        self._layers.prune(self._packages.unused_days_max * 86_400)
 
     def group(self, session_id: str) -> cgroups.Group | None:
         """See `LocalSandboxes.group`."""
@@ -94,8 +108,22 @@ class BubblewrapSandboxes(LocalSandboxes):
             place.mkdir(parents=True, exist_ok=True)
             place.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
+    def _workshop(self, found: Programs) -> BubblewrapWorkshop:
+        def start(argv: Sequence[str], uid: int) -> subprocess.Popen[bytes]:
+            process = _start_enclosed([*argv], uid, subprocess.PIPE, (), self.group(BUILDS)).process
+            assert process is not None, "bwrap is a child of ours"
+            return process
+
+        limits = _resources(self._settings)
+        return BubblewrapWorkshop(
+            self._root, self._settings, bases.Base(found.root), found, egress=self.egress, limits=limits, start=start
+        )
+
     def _find_programs(self) -> Programs:
-        bwrap, rg, python = programs.bubblewrap(), programs.ripgrep(), programs.base_python()
+        root = bases.find(self._root, self._settings.base).path
+        if os.geteuid() == 0 and not programs.reachable_directory(root):
+            raise MachineUnfit(f"The users that sandboxes run as cannot enter their base, {root}.")
+        bwrap, rg, python = programs.bubblewrap(), programs.ripgrep(), programs.base_python(root)
         if os.geteuid() == 0:
             if not programs.reachable_by_others(bwrap):
                 parts = programs.bubblewrap_parts(bwrap)
@@ -107,15 +135,42 @@ class BubblewrapSandboxes(LocalSandboxes):
                 python = python._replace(prefix=staged)
         runs = Path(sys.executable) if python.prefix else Path(python.executable)
         daemon = programs.stage_daemon(self._root, runs)
-        base = programs.stage(self._root, "base", base_parts(python))
-        return Programs(bwrap, daemon, python, base, rg)
+        base = programs.stage(self._root, "base", base_parts(python, root))
+        pip = programs.pip_parts()
+        return Programs(bwrap, daemon, python, base, rg, programs.stage(self._root, "pip", pip) if pip else None, root)
+
+    async def furnish(self, recipe: Recipe) -> None:
+        """See `LocalSandboxes.furnish`."""
+        assert self._layers is not None, "start() comes first"
+        await self._layers.ensure(recipe.packages)
+
+    async def close(self) -> None:
+        """See `LocalSandboxes.close`. Builds end with the server."""
+        if self._layers is not None:
+            await self._layers.close()
+        await super().close()
+        if self._cgroups is not None and (builds := self.group(BUILDS)) is not None:
+            builds.remove_if_empty()
+            self._cgroups.remove()
+
+    def _furnished(self, recipe: Recipe) -> Programs:
+        """What to bind for this recipe; the layer is there."""
+        assert self._programs is not None and self._layers is not None, "prepare() comes first"
+        layer = self._layers.find(recipe.packages)
+        if layer is None:
+            return self._programs
+        found = self._programs._replace(layer=layer / "packages")
+        if (layer / "base").is_dir():
+            parts = base_parts(found.python, layer / "base")
+            found = found._replace(root=layer / "base", base=programs.stage(self._root, "base", parts))
+        return found
 
     def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""
-        assert self._programs is not None, "prepare() comes first"
+        found = self._furnished(recipe)
         way_out = self.way_out(directory, recipe)
         command = self.daemon_command(
-            self._programs.python.executable,
+            found.python.executable,
             "/opt/corral/lib",
             listener=listener,
             root="/workspace",
@@ -125,15 +180,9 @@ class BubblewrapSandboxes(LocalSandboxes):
             egress_socket=inside.SOCKET if way_out else "",
         )
         shared = self._settings.shared_memory_bytes_max
-        argv = [*arguments(self._programs, directory.files, shared, way_out), "--", *command]
+        argv = [*arguments(found, directory.files, shared, way_out), "--", *command]
         with directory.log.open("wb") as log:
-            return _start_enclosed(argv, directory.owner(), log, listener, self.group(directory.path.name))
-
-    async def close(self) -> None:
-        """See `LocalSandboxes.close`."""
-        await super().close()
-        if self._cgroups is not None:
-            self._cgroups.remove()
+            return _start_enclosed(argv, directory.owner(), log, (listener,), self.group(directory.path.name))
 
     def explain(self) -> list[Fact]:
         """See `LocalSandboxes.explain`."""
@@ -150,6 +199,7 @@ class BubblewrapSandboxes(LocalSandboxes):
             Fact("system calls", True, "filtered by an allow-list (seccomp)"),
             Fact("sandbox directory", True, str(self._root)),
             Fact("sandbox python", True, "from /usr" if found.python.prefix is None else "Corral's own"),
+            *self._explain_packages(found),
             Fact("ripgrep", found.rg is not None, "found" if found.rg else "missing: install the package `ripgrep`"),
             *self._explain_limits(),
         ]
@@ -172,6 +222,26 @@ class BubblewrapSandboxes(LocalSandboxes):
             ),
         ]
 
+    def _explain_packages(self, found: Programs) -> Iterator[Fact]:
+        workshop = self._workshop(found)
+        apt = "takes apt packages" if workshop.takes_apt() else "takes no apt packages: see `corral base build`"
+        yield Fact("sandbox base", True, f"{'this machine' if found.root == Path('/') else found.root}; {apt}")
+        try:
+            tools = workshop.tools()
+        except SandboxUnavailable as error:
+            yield Fact("package managers", False, error.message)
+            return
+        finally:
+            if (builds := self.group(BUILDS)) is not None:
+                builds.remove()
+        for name, manager in TABLE.items():
+            missing = [tool for tool in manager.tools if tool not in tools]
+            versions = ", ".join(tools.get(tool, "") for tool in manager.tools)
+            if name != "apt" or workshop.takes_apt():
+                yield Fact(
+                    f"{name} packages", True, f"none, no {missing[0]}: {manager.advice}" if missing else versions
+                )
+
 
 def _in_words(resources: Mapping[str, int]) -> str:
     return ", ".join(f"{name[7:].lower()} {value}" for name, value in resources.items())
@@ -181,7 +251,8 @@ class _Info(msgspec.Struct):
     pid: int = msgspec.field(name="child-pid")
 
 
-def _root(settings: SandboxSettings, data_dir: Path) -> Path:
+def root_directory(settings: SandboxSettings, data_dir: Path) -> Path:
+    """Where sandboxes, bases and layers are kept."""
     if settings.directory is not None:
         return Path(settings.directory).expanduser().absolute()
     beside = data_dir.absolute() / "sandboxes"
@@ -210,7 +281,9 @@ def _resources(settings: SandboxSettings) -> Mapping[str, int]:
     return limits
 
 
-def _start_enclosed(argv: list[str], uid: int, log: IO[bytes], listener: int, group: cgroups.Group | None) -> Launched:
+def _start_enclosed(
+    argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int, ...], group: cgroups.Group | None
+) -> Launched:
     """Run bwrap, and put it and all it starts into the group before any of that runs."""
     if group is not None:
         group.make()
@@ -219,7 +292,7 @@ def _start_enclosed(argv: list[str], uid: int, log: IO[bytes], listener: int, gr
     held, hold = os.pipe()
     try:
         told = ["--info-fd", str(news_inside), "--block-fd", str(held)]
-        process = _start([argv[0], *told, *argv[1:]], uid, log, (listener, news_inside, held))
+        process = _start([argv[0], *told, *argv[1:]], uid, log, (*inherited, news_inside, held))
         os.close(news_inside)
         news_inside = -1
         said = b""
@@ -247,7 +320,7 @@ def _enclose(group: cgroups.Group, process: subprocess.Popen[bytes], pid: int) -
         raise
 
 
-def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
+def _start(argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
     """Run bwrap in a session of its own, with nothing of ours but what is named, and never as root."""
     if uid == 0:
         raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
@@ -259,7 +332,7 @@ def _start(argv: list[str], uid: int, log: IO[bytes], inherited: tuple[int, ...]
             [argv[0], "--seccomp", str(system_calls), *argv[1:]],
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=log,
+            stderr=subprocess.STDOUT,
             env=ENVIRONMENT,
             cwd="/",
             pass_fds=(*inherited, system_calls),

@@ -159,19 +159,7 @@ class SessionDirectory:
         """A host uid that no other sandbox has; the server's own when it cannot give any away."""
         if os.geteuid() != 0:
             return os.geteuid()
-        claims = self._root / "uids"
-        claims.mkdir(mode=0o700, exist_ok=True)
-        # Spread by path, so that several servers on one machine seldom use the same uids.
-        start = zlib.crc32(os.fsencode(self.path))
-        for offset in range(count):
-            uid = first + (start + offset) % count
-            try:
-                descriptor = os.open(claims / str(uid), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            except FileExistsError:
-                continue
-            os.close(descriptor)
-            return uid
-        raise SandboxUnavailable(f"All {count} host uids from {first} are in use; raise `sandbox.uid_count`.")
+        return claim_uid(self._root, self.path, first=first, count=count)
 
     def record(self) -> Record | None:
         """The newest instance that was started here, running or not."""
@@ -276,6 +264,23 @@ class SessionDirectory:
         except OSError:
             return ""
         return lines[-1][:500] if lines else ""
+
+
+def claim_uid(root: Path, place: Path, *, first: int, count: int) -> int:
+    """A host uid that nothing else below `root` runs as, until `<root>/uids/<uid>` is removed."""
+    claims = root / "uids"
+    claims.mkdir(mode=0o700, exist_ok=True)
+    # Spread by path, so that several servers on one machine seldom use the same uids.
+    start = zlib.crc32(os.fsencode(place))
+    for offset in range(count):
+        uid = first + (start + offset) % count
+        try:
+            descriptor = os.open(claims / str(uid), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            continue
+        os.close(descriptor)
+        return uid
+    raise SandboxUnavailable(f"All {count} host uids from {first} are in use; raise `sandbox.uid_count`.")
 
 
 def remove_tree(path: Path) -> None:

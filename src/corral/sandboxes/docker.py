@@ -25,8 +25,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from corral.config import SandboxSettings
-from corral.domain.environment import Packages, Recipe
-from corral.errors import MachineUnfit, SandboxUnavailable
+from corral.domain.environment import Recipe
+from corral.errors import MachineUnfit, PackagesFailed, SandboxUnavailable
 from corral.interfaces import Fact
 from corral.sandboxes import programs, seccomp
 from corral.sandboxes.connection import short_socket_path
@@ -116,13 +116,15 @@ class DockerSandboxes(LocalSandboxes):
     def _labels(self, session_id: str) -> Mapping[str, str]:
         return {SERVER_LABEL: self._server, SESSION_LABEL: session_id}
 
+    async def furnish(self, recipe: Recipe) -> None:
+        """See `LocalSandboxes.furnish`: here, packages are the image's part."""
+        raise PackagesFailed(PACKAGES)
+
     def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""
         assert self._parts is not None, "prepare() comes first"
         if directory.owner() == 0:
             raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
-        if recipe.packages != Packages():
-            raise SandboxUnavailable(PACKAGES)
         docker = self._settings.docker
         image = docker.images.get(recipe.environment, docker.image)
         way_out = self.way_out(directory, recipe)

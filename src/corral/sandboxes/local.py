@@ -26,7 +26,7 @@ import structlog
 
 from corral.config import EgressSettings, SandboxSettings
 from corral.domain.egress import EgressPolicy, installs
-from corral.domain.environment import SEALED, Recipe
+from corral.domain.environment import SEALED, Packages, Recipe
 from corral.domain.file import Mount, Output
 from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
 from corral.interfaces import Blobs, Fact, Sandbox, Upkeep
@@ -168,11 +168,26 @@ class LocalSandboxes(ABC):
         async with self._locks.setdefault(session_id, anyio.Lock()):
             connection = self._running(session_id)
             if connection is None:
+                await self._prepare_for(directory, recipe)
                 # Not left half-way when the caller is cancelled; `start_seconds_max` bounds it.
                 with anyio.CancelScope(shield=True):
                     connection = await self._open(directory, session_id, recipe)
             assert connection is not None, "a scope that is never cancelled swallows nothing"
             return self._watch.over(session_id, connection, directory, self.group(session_id))
+
+    @abstractmethod
+    async def furnish(self, recipe: Recipe) -> None:
+        """Have at hand the packages that a new sandbox by `recipe` needs; may take minutes. Raises `PackagesFailed`."""
+
+    async def _prepare_for(self, directory: SessionDirectory, recipe: Recipe) -> None:
+        """Install packages, unless nothing new is to be made: what runs was furnished when it started."""
+        if recipe.packages == Packages() or await anyio.to_thread.run_sync(directory.is_running):
+            return
+        try:
+            await self.start()
+        except MachineUnfit as error:
+            raise SandboxUnavailable(error.message) from error
+        await self.furnish(recipe)
 
     def _running(self, session_id: str) -> Connection | None:
         connection = self._connections.get(session_id)

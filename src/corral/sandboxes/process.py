@@ -20,7 +20,7 @@ from pathlib import Path
 from corral.config import SandboxSettings
 from corral.domain.egress import EgressPolicy
 from corral.domain.environment import SEALED, Limited, Recipe
-from corral.errors import MachineUnfit, SandboxUnavailable
+from corral.errors import MachineUnfit, PackagesFailed, SandboxUnavailable
 from corral.interfaces import Fact
 from corral.sandboxes import programs
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
@@ -78,6 +78,10 @@ class ProcessSandboxes(LocalSandboxes):
                 "`limited`. Use `--sandbox bubblewrap`, or an environment with `unrestricted` networking."
             )
         return None
+
+    async def furnish(self, recipe: Recipe) -> None:
+        """See `LocalSandboxes.furnish`."""
+        raise PackagesFailed("This server's sandboxes (`process`) install no packages, and the environment has some.")
 
     def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""

@@ -42,8 +42,11 @@ class Python(NamedTuple):
 BOUND_PREFIX = "/opt/corral/python"
 
 
-def base_python() -> Python:
-    """The host's python3 in /usr if it is new enough, else Corral's own interpreter."""
+def base_python(root: Path = Path("/")) -> Python:
+    """The base's python3 in /usr if it is new enough, else, on the host's own, Corral's interpreter."""
+    if root != Path("/"):
+        # It cannot be run out here; a trial sandbox tells whether it is new enough.
+        return Python("/usr/bin/python3", None, base_has_python=True)
     found = next((path for path in map(Path, ("/usr/bin/python3", "/usr/local/bin/python3")) if path.exists()), None)
     in_base = found is not None and found.resolve().is_relative_to("/usr")
     if found is not None and in_base and _new_enough(found):
@@ -104,6 +107,15 @@ def python_parts(prefix: Path) -> Mapping[str, Path]:
         folders[:] = [name for name in folders if name not in PYTHON_LEFT_OUT]
         paths += [Path(directory) / name for name in names]
     return {str(path.relative_to(prefix)): path for path in paths if path.is_file()}
+
+
+def pip_parts() -> Mapping[str, Path]:
+    """The files of Corral's own pip; none when it was taken away."""
+    package = importlib.util.find_spec("pip")
+    if package is None or package.origin is None:
+        return {}
+    top = Path(package.origin).parent
+    return {f"pip/{path.relative_to(top)}": path for path in top.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
 def stage_daemon(root: Path, python: Path) -> Path:
