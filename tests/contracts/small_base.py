@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def _add(archive: tarfile.TarFile, path: Path) -> None:
     """A file, and what it is a link to."""
     while path.is_symlink():
         archive.add(path, str(path).lstrip("/"), recursive=False)
-        path = path.parent / path.readlink()
+        path = Path(os.path.normpath(path.parent / path.readlink()))
     if path.exists() and path.resolve().is_relative_to("/usr"):
         archive.add(path.resolve(), str(path.resolve()).lstrip("/"), recursive=False)
 
