@@ -53,7 +53,7 @@ SHARED: dict[str, frozenset[str]] = {
     ),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),
-    "storage": frozenset({"columns", "frames", "jobs", "named_sql", "transaction"}),
+    "storage": frozenset({"blob_drafts", "columns", "frames", "jobs", "named_sql", "transaction"}),
 }
 """What the interchangeable siblings of a part may import. `local_server.py` belongs to `local.py` and is no sibling."""
 

@@ -44,6 +44,7 @@ from corral.sandboxes.process import ProcessSandboxes
 from corral.storage import sqlite
 from corral.storage.blobs import DiskBlobs
 from corral.storage.named_sql import Migrated
+from corral.storage.s3_blobs import open_s3_blobs
 from corral.tools import TOOLS
 from corral.vaults import master_key
 from corral.vaults.credentials import VaultCredentials
@@ -191,8 +192,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
             settings.database, bus, clock, exclusive=True
         )
         stack.push_async_callback(store.close)
-        blobs = DiskBlobs(settings.data_dir / "blobs")
-        stack.callback(blobs.close)
+        blobs = await stack.enter_async_context(_blobs(settings))
         keys = KeyRing(store.records, clock)
         api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
         sealing = VaultSealing(await key_wrapper(settings))
@@ -304,6 +304,18 @@ def make_sandboxes(settings: Settings, registry: CollectorRegistry | None = None
             f"The `{settings.sandbox.backend}` sandbox is not part of this release. It has: {', '.join(SANDBOXES)}."
         )
     return factory(settings, egress)
+
+
+@asynccontextmanager
+async def _blobs(settings: Settings) -> AsyncGenerator[Blobs]:
+    """The bytes of files, where the settings say. Raises `MachineUnfit`."""
+    directory = settings.data_dir / "blobs"
+    if settings.blobs.backend == "s3":
+        async with open_s3_blobs(settings.blobs, directory) as blobs:
+            yield blobs
+    else:
+        with open_blobs(directory) as blobs:
+            yield blobs
 
 
 @contextmanager

@@ -289,6 +289,26 @@ class ModelPrice(Section, frozen=True, kw_only=True):
     context_tokens: int = 200_000
 
 
+class BlobSettings(Section, frozen=True, kw_only=True):
+    """Where the bytes of files and of resting sandboxes are."""
+
+    backend: Literal["disk", "s3"] = "disk"
+    """`disk` keeps them in the data directory; `s3` in a bucket of S3 or of a server that speaks its API
+    (`corral[s3]`), with credentials from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and the other places that AWS's
+    own tools look in."""
+    bucket: str | None = None
+    prefix: str = "corral"
+    """Of all names in the bucket. Two servers must not have the same."""
+    endpoint_url: str | None = None
+    """Of a server other than AWS's."""
+    region: str | None = None
+    part_bytes: int = 8 * 1024 * 1024
+    """What is larger goes up in parts of this size."""
+    parts_parallel_max: int = 4
+    request_seconds_max: float = 300.0
+    retry_seconds_max: float = 60.0
+
+
 class BudgetSettings(Section, frozen=True, kw_only=True):
     """Spending."""
 
@@ -336,6 +356,7 @@ class Settings(Section, frozen=True, kw_only=True):
     anthropic: AnthropicSettings = AnthropicSettings()
     openai: OpenAISettings = OpenAISettings()
     budget: BudgetSettings = BudgetSettings()
+    blobs: BlobSettings = BlobSettings()
     models: tuple[ModelRoute, ...] = ()
     prices: Mapping[str, ModelPrice] = {}
     """Added to, and winning over, the table that ships with Corral."""

@@ -8,7 +8,7 @@ implementation. Nothing here does anything.
     Records    everything else that lasts: agents, environments, keys    storage/{sqlite,postgres,ephemeral}
     Sealing    how secrets are kept                                      vaults/sealing
     Credentials  what a session's vaults hold                            vaults/credentials
-    Blobs      the bytes of files                                        storage/blobs
+    Blobs      the bytes of files                                        storage/{blobs,s3_blobs}
     Archive    both at once, for moving in and out                       storage/{sqlite,postgres,ephemeral}
     Bus        what is happening: frames for open streams                engines/local
     Engine     who advances which session, and when                      engines/local

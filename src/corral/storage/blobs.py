@@ -4,18 +4,17 @@ A blob is written under another name, synced, and renamed into place, so what ha
 blob is not known here; whoever drops a reference asks for the blob's removal and says how to find other references.
 Between the two stands one lock for each content: a blob is removed only while nobody is about to refer to it.
 
-One process has the directory at a time; the lock file sees to that. A store in S3 would be a second file of this kind.
+One process has the directory at a time; the lock file sees to that. The store in S3 is `s3_blobs.py`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -24,9 +23,8 @@ import anyio.to_thread
 
 from corral.errors import MachineUnfit, NotFound, Unavailable
 from corral.interfaces import Blob
+from corral.storage.blob_drafts import CHUNK_BYTES, explained, write_draft
 
-CHUNK_BYTES = 1024 * 1024
-"""What is kept in memory of one blob, and what one visit to a worker thread handles."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,7 +56,7 @@ class DiskBlobs:
         """See `Blobs`."""
         draft = self._incoming / secrets.token_hex(16)
         try:
-            blob = await _write(draft, chunks)
+            blob = await write_draft(draft, chunks)
             async with self._lock_of(blob.sha256):
                 is_new = await anyio.to_thread.run_sync(self._keep, draft, blob.sha256)
                 try:
@@ -114,45 +112,12 @@ class DiskBlobs:
         path = self._path(sha256)
         if path.exists():
             return False
-        with _explained():
+        with explained():
             path.parent.mkdir(mode=0o700, exist_ok=True)
             draft.replace(path)
             _sync_directory(path.parent)
             _sync_directory(self._directory)
         return True
-
-
-async def _write(draft: Path, chunks: AsyncIterator[bytes]) -> Blob:
-    """Write and sync a new file, a megabyte at a time."""
-    digest = hashlib.sha256()
-    buffer = bytearray()
-    size = 0
-    with _explained():
-        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-
-    def write(data: bytes) -> None:
-        with _explained():
-            digest.update(data)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-
-    def sync() -> None:
-        with _explained():
-            os.fsync(descriptor)
-
-    try:
-        async for chunk in chunks:
-            size += len(chunk)
-            buffer += chunk
-            if len(buffer) >= CHUNK_BYTES:
-                await anyio.to_thread.run_sync(write, bytes(buffer))
-                buffer.clear()
-        await anyio.to_thread.run_sync(write, bytes(buffer))
-        await anyio.to_thread.run_sync(sync)
-    finally:
-        os.close(descriptor)
-    return Blob(digest.hexdigest(), size)
 
 
 def _sync_directory(path: Path) -> None:
@@ -161,12 +126,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _explained() -> Generator[None]:
-    """A full disk and the like are for the client to hear of."""
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"The file cannot be stored: {error.strerror}.") from error
