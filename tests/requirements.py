@@ -144,6 +144,11 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F092": Requirement("Bad event_deltas -> 400", "stream: GET stream"),
     "F093": Requirement("model_request_end closes orphan preview", "stream: GET stream"),
     "F094": Requirement("Many concurrent subscribers see identical order", "stream: GET stream"),
+    "F113": Requirement("File mount read-only copy, new file_id", "resources: runtime"),
+    "F114": Requirement("Add, list and delete resources live", "resources: sessions.resources"),
+    "F118": Requirement("Outputs via files scope_id", "resources: GET /v1/files"),
+    "F119": Requirement("Upload, metadata, delete, list cursor, ids[]", "files: /v1/files"),
+    "F120": Requirement("Download rules and expiry", "files: /content"),
     "F124": Requirement("Vault CRUD, archive cascade", "vault: /v1/vaults"),
     "F125": Requirement(
         "Credential types, secrets never returned",

@@ -56,6 +56,7 @@ def post(server: Server, body: bytes, **more: str) -> httpx2.Response:
 # ------------------------------------------------------------------------------------------------ upload, show
 
 
+@pytest.mark.requirement("F119")
 def test_an_upload_is_shown_as_the_sdk_has_it(server: Server) -> None:
     raw = server.http.post("/v1/files", files={"file": ("notes.txt", b"hello", "text/plain")})
     assert raw.status_code == 200
@@ -302,6 +303,7 @@ def test_other_routes_keep_their_own_limit(serve: Serve) -> None:
 # ---------------------------------------------------------------------------------------------------- download
 
 
+@pytest.mark.requirement("F120")
 def test_an_upload_cannot_be_downloaded(server: Server) -> None:
     made = upload(server)
     with pytest.raises(anthropic.BadRequestError) as caught:
@@ -317,6 +319,7 @@ def test_an_upload_cannot_be_downloaded(server: Server) -> None:
     }
 
 
+@pytest.mark.requirement("F120")
 def test_an_expired_file_is_listed_and_its_content_is_gone(server: Server) -> None:
     made = upload(server, expires_in_seconds=3_600)
     assert made.expires_at is not None
@@ -401,6 +404,7 @@ def ids_of(page: Any) -> list[str]:
     return [each["id"] for each in page["data"]]
 
 
+@pytest.mark.requirement("F119")
 def test_a_list_is_newest_first_and_pages_are_followed_by_the_sdk(server: Server, many: list[str]) -> None:
     assert [file.id for file in server.client.beta.files.list(limit=10)] == many
     first = server.client.beta.files.list()

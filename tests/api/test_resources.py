@@ -47,6 +47,7 @@ def refused(call: Callable[[], Any]) -> str:
 # --------------------------------------------------------------------------------------------------- resources
 
 
+@pytest.mark.requirement("F113")
 def test_a_session_is_given_its_own_copy_of_a_file(world: World) -> None:
     server = world.server
     file_id = upload(server)

@@ -27,6 +27,8 @@ BENCHMARKS = (
     "streams",
     "sandbox_latency",
     "docker_latency",
+    "checkpoint",
+    "idle_sessions",
 )
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Server(Address):
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         super().__init__(port)
+        self._pid = process.pid
         self._stat = Path(f"/proc/{process.pid}/stat")
         self._statm = Path(f"/proc/{process.pid}/statm")
 
@@ -93,6 +94,10 @@ class Server(Address):
     def memory_bytes(self) -> int:
         """What is resident."""
         return int(self._statm.read_text(encoding="ascii").split()[1]) * PAGE_BYTES
+
+    def children(self) -> int:
+        """How many processes it has started that still run."""
+        return len(Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text(encoding="ascii").split())
 
 
 class Connection:
@@ -130,11 +135,11 @@ def message(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(toml: str = "") -> Generator[Server]:
-    """A server on data of its own, whose models are scripted, and that may have many connections."""
+def serving(toml: str = "", *, directory: str | None = None) -> Generator[Server]:
+    """A server whose models are scripted, and that may have many connections, on data of its own or in `directory`."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, FILES_MAX), hard))
-    with tempfile.TemporaryDirectory() as directory:
+    with nullcontext(directory) if directory else tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "corral.toml"
         config.write_text(f'[[models]]\npattern = "*"\nprovider = "scripted"\n{toml}', encoding="utf-8")
         command = [sys.executable, "-m", "corral", "serve", "--port", "0", "--config", str(config)]

@@ -62,6 +62,7 @@ def processes(server: ServerProcess) -> set[int]:
     return found
 
 
+@pytest.mark.requirement("F118")
 def test_files_are_there_after_the_sandbox_rested_and_the_server_was_restarted(resting: ServerProcess) -> None:
     with resting.client() as client:
         session = new_session(client)

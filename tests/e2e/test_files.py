@@ -18,7 +18,8 @@ from tests.e2e.sessions import bash, message, new_session, reading, results, scr
 
 UPLOADS, OUTPUTS = "/mnt/session/uploads", "/mnt/session/outputs"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
-BIG_BYTES = 40 * 1024 * 1024
+BIG_BYTES = 200 * 1024 * 1024
+"""More than all the memory that a server has."""
 
 
 def upload(client: Anthropic, data: bytes, name: str = "data.csv", **more: Any) -> str:
@@ -40,6 +41,7 @@ def outputs(client: Anthropic, session_id: str) -> dict[str, bytes]:
     return {file.filename: client.beta.files.download(file.id).read() for file in files}
 
 
+@pytest.mark.requirement("F113")
 def test_an_agent_reads_its_files_and_cannot_change_them(client: Anthropic) -> None:
     file_id = upload(client, b"a,b\n1,2\n")
     session = new_session(client, resources=[mount(file_id), mount(file_id, "/in/same.csv")])
@@ -63,6 +65,7 @@ def test_the_file_tools_read_mounted_files(client: Anthropic) -> None:
     assert "words.txt" in second
 
 
+@pytest.mark.requirement("F114")
 def test_resources_that_come_and_go_are_seen_at_the_next_call(client: Anthropic) -> None:
     session = new_session(client)
     assert ran(client, session.id, f"ls {UPLOADS} | wc -l") == ["0"]
@@ -110,6 +113,7 @@ def test_mounted_files_outlive_their_upload_and_a_restart(server: ServerProcess)
 # ----------------------------------------------------------------------------------------------------- outputs
 
 
+@pytest.mark.requirement("F118")
 def test_outputs_are_listed_within_two_seconds_and_downloaded(client: Anthropic) -> None:
     session = new_session(client)
     ran(client, session.id, f"echo report > {OUTPUTS}/report.md; mkdir {OUTPUTS}/sub; echo 1 > {OUTPUTS}/sub/n.csv")
@@ -149,14 +153,13 @@ def test_large_files_pass_both_ways_without_being_held_in_memory(server: ServerP
     with server.client() as client:
         session = new_session(client)
         ran(client, session.id, "true")
-        before = _peak_bytes(server)
         data = os.urandom(1024 * 1024) * (BIG_BYTES // (1024 * 1024))
         file_id = upload(client, data, "big.bin")
         client.beta.sessions.resources.add(session.id, type="file", file_id=file_id, mount_path="big.bin")
         ran(client, session.id, f"cp {UPLOADS}/big.bin {OUTPUTS}/copy.bin")
         files = {file.filename: file.id for file in client.beta.files.list(scope_id=session.id)}
         assert client.beta.files.download(files["copy.bin"]).read() == data
-        assert _peak_bytes(server) - before < BIG_BYTES // 2
+        assert _peak_bytes(server) < BIG_BYTES
 
 
 def _peak_bytes(server: ServerProcess) -> int:
