@@ -26,6 +26,7 @@ BENCHMARKS = (
     "http_cost",
     "streams",
     "sandbox_latency",
+    "proxy_cost",
     "docker_latency",
     "checkpoint",
     "idle_sessions",
