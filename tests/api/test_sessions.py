@@ -103,7 +103,7 @@ def test_initial_events_set_the_session_running_in_the_same_answer(world: World)
         ({"metadata": {"k" * 65: "v"}}, "metadata"),
         ({"environment_id": "e" * 129}, "environment_id"),
         ({"resources": [{"type": "memory_store", "memory_store_id": "memstore_1"}]}, "resources.0"),
-        ({"vault_ids": ["vlt_1"]}, "vault_ids"),
+        ({"vault_ids": ["vlt_1"] * 1_000}, "vault_ids"),
         (
             {"budget": budget("0")},
             AMOUNT,
