@@ -50,7 +50,6 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F016": Requirement(
         "mcp_toolset default always_ask",
         "tools: agents.tools",
-        later="Connecting to MCP servers, and so the pause at run time, comes with the MCP client (issue 6).",
     ),
     "F017": Requirement("bash persistent shell, restart, timeout", "tools: runtime"),
     "F018": Requirement(
@@ -66,6 +65,10 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F027": Requirement("deny_message reaches model; only with deny", "policy: events"),
     "F028": Requirement("auto policy judgement with reason_code", "policy: events"),
     "F029": Requirement("Confirm of non-ask call rejected", "policy: events"),
+    "F030": Requirement("Connect streamable HTTP server and run tool", "mcp: runtime"),
+    "F031": Requirement("Per-tool enable list", "mcp: mcp_toolset.configs"),
+    "F032": Requirement("Failure is session.error, session survives", "mcp: events"),
+    "F033": Requirement("Auth by vault URL match, first vault wins", "mcp: vault_ids"),
     "F034": Requirement("Create cloud env, defaults", "env: POST /v1/environments"),
     "F035": Requirement(
         "Limited networking enforced",
@@ -156,6 +159,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         divergence="Names that the sandbox sets itself (PATH, LD_*, *_PROXY ...) are refused as `secret_name`.",
     ),
     "F126": Requirement("Unique key 409 and 20 limit", "vault: credentials"),
+    "F131": Requirement("Rotation reaches running sessions", "vault: runtime"),
     "F130": Requirement("injection_location create/update rules", "vault: credentials"),
     "F141": Requirement("Cap, pause, raise resumes", "budget: budget"),
     "F142": Requirement("Error reasons", "budget: sessions.update"),

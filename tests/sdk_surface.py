@@ -118,6 +118,7 @@ EVENTS_SERVED = frozenset(
     """
     user.message user.interrupt user.tool_confirmation user.custom_tool_result system.message
     agent.message agent.thinking agent.tool_use agent.tool_result agent.custom_tool_use agent.thread_context_compacted
+    agent.mcp_tool_use agent.mcp_tool_result
     session.error session.updated session.usage session.deleted
     session.status_running session.status_rescheduled session.status_idle session.status_terminated
     session.thread_status_running session.thread_status_rescheduled session.thread_status_idle
@@ -133,8 +134,6 @@ EVENTS_REFUSED: Mapping[str, str] = {
     "span.outcome_evaluation_start": "outcomes",
     "span.outcome_evaluation_ongoing": "outcomes",
     "span.outcome_evaluation_end": "outcomes",
-    "agent.mcp_tool_use": "the MCP client",
-    "agent.mcp_tool_result": "the MCP client",
     "agent.thread_message_sent": "threads",
     "agent.thread_message_received": "threads",
     "session.thread_created": "threads",

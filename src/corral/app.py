@@ -29,8 +29,21 @@ from corral.errors import MachineUnfit, NotFound
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import Blobs, Bus, Clock, Engine, EventLog, Provider, Records, Sandboxes, Store, Upkeep
+from corral.interfaces import (
+    Blobs,
+    Bus,
+    Clock,
+    Engine,
+    EventLog,
+    McpServers,
+    Provider,
+    Records,
+    Sandboxes,
+    Store,
+    Upkeep,
+)
 from corral.keys import KeyRing
+from corral.mcp.servers import SessionServers
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_clouds import Cloud
 from corral.providers.openai import OpenAIProvider
@@ -200,9 +213,11 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         stack.push_async_callback(credentials.close)
         upkeep = Upkeep(store.records, blobs, clock, _owner(store.log))
         await stack.enter_async_context(sandboxes.attended(upkeep))
+        mcp = SessionServers(credentials, settings.mcp)
+        stack.push_async_callback(mcp.close)
         engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max)
         harness = Harness(
-            _parts(settings, store, catalogue, blobs=blobs, bus=bus, provider=provider, sandboxes=sandboxes)
+            _parts(settings, store, catalogue, blobs=blobs, mcp=mcp, bus=bus, provider=provider, sandboxes=sandboxes)
         )
         await engine.start(harness, await store.log.unfinished())
         stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
@@ -242,6 +257,7 @@ def _parts(
     catalogue: Catalogue,
     *,
     blobs: Blobs,
+    mcp: McpServers,
     bus: Bus,
     provider: Provider,
     sandboxes: Sandboxes,
@@ -256,6 +272,7 @@ def _parts(
         blobs=blobs,
         attachments=Attachments(store.records, blobs, clock, cached_bytes_max=cached),
         tools=TOOLS,
+        mcp=mcp,
         price=catalogue.price,
         window=_window(settings, catalogue),
         spending_stopped=_spending_stopped(settings, store.log),

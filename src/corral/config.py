@@ -316,6 +316,23 @@ class BudgetSettings(Section, frozen=True, kw_only=True):
     """List cost of all sessions together; None for no limit."""
 
 
+class McpSettings(Section, frozen=True, kw_only=True):
+    """MCP servers that agents name. They are reached from this server, so those of your own network work too."""
+
+    connect_seconds_max: float = 20.0
+    """For the first answer of a server, and for its list of tools."""
+    call_seconds_max: float = 300.0
+    close_seconds_max: float = 5.0
+    idle_seconds_max: float = 300.0
+    """A session's connections are dropped when they are not used for this long, and made again when they are."""
+    tools_max: int = 500
+    """Tools of one server that are taken up, in its order."""
+    description_characters_max: int = 4_096
+    schema_bytes_max: int = 64 * 1024
+    """A tool whose input schema is larger is left out."""
+    result_bytes_max: int = 16 * 1024 * 1024
+
+
 class VaultSettings(Section, frozen=True, kw_only=True):
     """Credentials that sessions use."""
 
@@ -361,6 +378,7 @@ class Settings(Section, frozen=True, kw_only=True):
     prices: Mapping[str, ModelPrice] = {}
     """Added to, and winning over, the table that ships with Corral."""
     secrets: Secrets = Secrets()
+    mcp: McpSettings = McpSettings()
     vaults: VaultSettings = VaultSettings()
     anthropic_base_url: str | None = None
     openai_base_url: str | None = None

@@ -15,6 +15,8 @@ from pydantic import BaseModel, TypeAdapter
 MAY_BE_ABSENT = {
     ("BetaManagedAgentsAgentToolUseEvent", "evaluation"),
     ("BetaManagedAgentsAgentToolUseEvent", "session_thread_id"),
+    ("BetaManagedAgentsAgentMCPToolUseEvent", "evaluation"),
+    ("BetaManagedAgentsAgentMCPToolUseEvent", "session_thread_id"),
     ("BetaManagedAgentsAgentCustomToolUseEvent", "session_thread_id"),
     ("BetaManagedAgentsUserToolConfirmationEvent", "session_thread_id"),
     ("BetaManagedAgentsUserCustomToolResultEvent", "session_thread_id"),

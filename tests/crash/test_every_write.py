@@ -166,6 +166,7 @@ class World:
                 blobs=self.blobs,
                 attachments=Attachments(self.store.records, self.blobs, Clock(), cached_bytes_max=0),
                 tools=TOOLS,
+                mcp=make.mcp_servers(self.store.records, Clock()),
                 price=no_price,
                 window=wide,
                 spending_stopped=spending_stopped,

@@ -21,7 +21,9 @@ from anthropic.types.beta import (
     BetaFileMetadata,
     BetaManagedAgentsAgent,
     BetaManagedAgentsDeletedSession,
+    BetaManagedAgentsDeletedVault,
     BetaManagedAgentsSession,
+    BetaManagedAgentsVault,
     BetaModelInfo,
 )
 from anthropic.types.beta.sessions import (
@@ -30,6 +32,11 @@ from anthropic.types.beta.sessions import (
     BetaManagedAgentsSendSessionEvents,
     BetaManagedAgentsSessionEvent,
     BetaManagedAgentsStreamSessionEvents,
+)
+from anthropic.types.beta.vaults import (
+    BetaManagedAgentsCredential,
+    BetaManagedAgentsCredentialValidation,
+    BetaManagedAgentsDeletedCredential,
 )
 
 from tests.api.sdk_types import problems
@@ -54,6 +61,13 @@ ONE: tuple[tuple[str, str, Any], ...] = (
     ("GET", r"/v1/files/[^/]+", BetaFileMetadata),
     ("DELETE", r"/v1/files/[^/]+", BetaDeletedFile),
     ("GET", r"/v1/models/[^/]+", BetaModelInfo),
+    ("POST", r"/v1/vaults(/[^/]+(/archive)?)?", BetaManagedAgentsVault),
+    ("GET", r"/v1/vaults/[^/]+", BetaManagedAgentsVault),
+    ("DELETE", r"/v1/vaults/[^/]+", BetaManagedAgentsDeletedVault),
+    ("POST", r"/v1/vaults/[^/]+/credentials/[^/]+/mcp_oauth_validate", BetaManagedAgentsCredentialValidation),
+    ("POST", r"/v1/vaults/[^/]+/credentials(/[^/]+(/archive)?)?", BetaManagedAgentsCredential),
+    ("GET", r"/v1/vaults/[^/]+/credentials/[^/]+", BetaManagedAgentsCredential),
+    ("DELETE", r"/v1/vaults/[^/]+/credentials/[^/]+", BetaManagedAgentsDeletedCredential),
 )
 PAGES: tuple[tuple[str, Any, set[str]], ...] = (
     (r"/v1/agents", BetaManagedAgentsAgent, {"data", "next_page"}),
@@ -63,6 +77,8 @@ PAGES: tuple[tuple[str, Any, set[str]], ...] = (
     (r"/v1/sessions/[^/]+/events", BetaManagedAgentsSessionEvent, {"data", "next_page"}),
     (r"/v1/sessions/[^/]+/resources", BetaManagedAgentsFileResource, {"data", "next_page"}),
     (r"/v1/files", BetaFileMetadata, {"data", "next_page", "has_more", "first_id", "last_id"}),
+    (r"/v1/vaults", BetaManagedAgentsVault, {"data", "next_page"}),
+    (r"/v1/vaults/[^/]+/credentials", BetaManagedAgentsCredential, {"data", "next_page"}),
     (r"/v1/models", BetaModelInfo, {"data", "has_more", "first_id", "last_id"}),
 )
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from corral.config import McpSettings
 from corral.domain import environment as environments
 from corral.domain import event as ev
 from corral.domain.agent import ModelConfig, SessionAgent
@@ -15,6 +16,11 @@ from corral.domain.ids import new_id
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import AgentToolset, AlwaysAllow, CustomTool, DefaultConfig
+from corral.interfaces import Clock, Records
+from corral.mcp.servers import SessionServers
+from corral.vaults.credentials import VaultCredentials
+from corral.vaults.master_key import new_master_key
+from corral.vaults.sealing import LocalKeyWrapper, VaultSealing
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -49,6 +55,13 @@ def environment(session: Session) -> Record:
         created_at=made.created_at,
         body=msgspec.json.encode(made),
     )
+
+
+def mcp_servers(records: Records, clock: Clock) -> SessionServers:
+    """MCP servers as a server has them, with a master key of their own."""
+    keys = (new_master_key(),)
+    sealing = VaultSealing(LocalKeyWrapper(lambda: keys))
+    return SessionServers(VaultCredentials(records, sealing, clock), McpSettings())
 
 
 def state() -> SessionState:

@@ -91,7 +91,7 @@ def test_a_result_of_an_unknown_kind_counts_as_none_and_is_kept() -> None:
     "other",
     [
         event("workflow_run.created", workflow_run_id="wrun_1", phases=[]),
-        event("agent.mcp_tool_use", name="search", mcp_server_name="web", input={}),
+        event("agent.thread_message_sent", to_session_thread_id="sthr_2", content=[]),
         event("session.error", error={"type": "from_the_future", "message": "?", "retry_status": {"type": "x"}}),
         event("session.status_idle", stop_reason={"type": "from_the_future"}),
     ],
@@ -158,7 +158,7 @@ def test_the_first_thread_that_has_a_status_is_the_primary_one() -> None:
         ([START, call("sevt_a"), END, result("sevt_a"), result("sevt_a")], "tool_use_id: sevt_a is no call"),
         ([{**USER, "id": "../../etc"}], "id: `../../etc` is no id"),
         ([START, call("sevt_a", "ask", name="web_search"), END, waiting_for("sevt_a")], "status: .* `web_search`"),
-        ([event("agent.mcp_tool_use", id="sevt_m"), waiting_for("sevt_m")], "status: the session waits for sevt_m"),
+        ([event("agent.from_the_future", id="sevt_m"), waiting_for("sevt_m")], "status: the session waits for sevt_m"),
     ],
 )
 def test_what_cannot_be_a_history_here_is_refused(events: list[Json], message: str) -> None:

@@ -143,8 +143,6 @@ def check_title(title: str | None) -> str | None:
 
 def check_agent(agent: SessionAgent) -> SessionAgent:
     """The agent, if this server can run it."""
-    if agent.mcp_servers:
-        raise Invalid("mcp_servers: this server does not support MCP servers yet")
     if agent.skills:  # of an imported agent
         raise Invalid("skills: this server does not support skills yet")
     return agent

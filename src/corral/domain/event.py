@@ -138,6 +138,25 @@ class AgentToolResult(Event, frozen=True, kw_only=True, tag="agent.tool_result")
     is_error: bool = False
 
 
+class AgentMcpToolUse(Event, frozen=True, kw_only=True, tag="agent.mcp_tool_use"):
+    """The agent calls a tool of an MCP server. `evaluation` is absent when the tool is not enabled."""
+
+    mcp_server_name: str
+    name: str
+    input: JsonObject
+    evaluated_permission: Permission = "allow"
+    evaluation: Evaluation | UnsetType = UNSET
+    session_thread_id: str | UnsetType = UNSET
+
+
+class AgentMcpToolResult(Event, frozen=True, kw_only=True, tag="agent.mcp_tool_result"):
+    """What a tool of an MCP server returned."""
+
+    mcp_tool_use_id: str
+    content: tuple[ResultBlock, ...] = ()
+    is_error: bool = False
+
+
 class AgentCustomToolUse(Event, frozen=True, kw_only=True, tag="agent.custom_tool_use"):
     """The agent calls a tool that the client runs."""
 
@@ -197,7 +216,7 @@ class Terminal(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 
 
 class ErrorObject(msgspec.Struct, frozen=True, kw_only=True):
-    """The `error` of a `session.error`. The types without fields of their own share this shape."""
+    """The `error` of a `session.error`. Types that have no field of their own share this shape."""
 
     type: Literal[
         "unknown_error",
@@ -207,9 +226,13 @@ class ErrorObject(msgspec.Struct, frozen=True, kw_only=True):
         "billing_error",
         "tool_use_limit_reached_error",
         "compaction_limit_reached_error",
+        "mcp_connection_failed_error",
+        "mcp_authentication_failed_error",
     ]
     message: str
     retry_status: Retrying | Exhausted | Terminal
+    mcp_server_name: str | UnsetType = UNSET
+    """Only in, and in all, `mcp_*` errors."""
 
 
 # ------------------------------------------------------------------------------------------------- the session
@@ -326,6 +349,8 @@ AnyEvent: TypeAlias = (
     | AgentThreadContextCompacted
     | AgentToolUse
     | AgentToolResult
+    | AgentMcpToolUse
+    | AgentMcpToolResult
     | AgentCustomToolUse
     | SessionError
     | SessionStatusRunning

@@ -152,9 +152,9 @@ def fold(state: SessionState, event: ev.AnyEvent, tokens: RequestTokens | None =
             return _fold_status(state, event)
         case ev.UserMessage() | ev.SystemMessage():
             return msgspec.structs.replace(state, answer_due=True)
-        case ev.UserToolConfirmation() | ev.UserCustomToolResult() | ev.AgentToolResult():
+        case ev.UserToolConfirmation() | ev.UserCustomToolResult() | ev.AgentToolResult() | ev.AgentMcpToolResult():
             return _fold_answer(state, event)
-        case ev.AgentToolUse() | ev.AgentCustomToolUse():
+        case ev.AgentToolUse() | ev.AgentMcpToolUse() | ev.AgentCustomToolUse():
             return msgspec.structs.replace(state, pending=(*state.pending, _pending(event)), compactions=0)
         case ev.AgentMessage():
             return msgspec.structs.replace(state, compactions=0)
@@ -219,7 +219,8 @@ def _fold_idle(state: SessionState, stop_reason: ev.StopReason) -> SessionState:
 
 
 def _fold_answer(
-    state: SessionState, event: ev.UserToolConfirmation | ev.UserCustomToolResult | ev.AgentToolResult
+    state: SessionState,
+    event: ev.UserToolConfirmation | ev.UserCustomToolResult | ev.AgentToolResult | ev.AgentMcpToolResult,
 ) -> SessionState:
     match event:
         case ev.UserToolConfirmation():
@@ -232,6 +233,8 @@ def _fold_answer(
             call = _call(state, event.custom_tool_use_id)
         case ev.AgentToolResult():
             call = _call(state, event.tool_use_id)
+        case ev.AgentMcpToolResult():
+            call = _call(state, event.mcp_tool_use_id)
     pending = tuple(other for other in state.pending if other is not call)
     return msgspec.structs.replace(state, pending=pending, answer_due=True)
 
@@ -261,14 +264,14 @@ def _context_tokens(state: SessionState, event: ev.SpanModelRequestEnd, tokens: 
     return prompt_tokens(tokens) + tokens.output_tokens
 
 
-def _pending(event: ev.AgentToolUse | ev.AgentCustomToolUse) -> PendingCall:
+def _pending(event: ev.AgentToolUse | ev.AgentMcpToolUse | ev.AgentCustomToolUse) -> PendingCall:
     if isinstance(event, ev.AgentCustomToolUse):
         return PendingCall(id=event.id, name=event.name, kind="custom", stage="waiting", permission=None)
     stages: dict[ev.Permission, CallStage] = {"allow": "ready", "ask": "asked", "deny": "denied"}
     return PendingCall(
         id=event.id,
         name=event.name,
-        kind="built_in",
+        kind="mcp" if isinstance(event, ev.AgentMcpToolUse) else "built_in",
         stage=stages[event.evaluated_permission],
         permission=event.evaluated_permission,
     )

@@ -22,6 +22,7 @@ import msgspec
 from corral.domain import event as ev
 from corral.domain.content import AssistantBlock, TextBlock, ToolUseBlock
 from corral.domain.lifecycle import IllegalTransition, fold, fold_queued
+from corral.domain.mcp import model_name
 from corral.domain.session import PendingCall, SessionState, SessionView
 from corral.domain.usage import active_milliseconds_of, totals_of
 from corral.errors import Invalid
@@ -87,9 +88,13 @@ class History:
                 return [*self._open_request(), row]
             case ev.SpanModelRequestEnd():
                 return self._close_request(row)
-            case ev.AgentMessage() | ev.AgentToolUse() | ev.AgentCustomToolUse():
+            case ev.AgentMessage() | ev.AgentToolUse() | ev.AgentMcpToolUse() | ev.AgentCustomToolUse():
                 self._say(event)
-            case ev.AgentToolResult(tool_use_id=call_id) | ev.UserCustomToolResult(custom_tool_use_id=call_id):
+            case (
+                ev.AgentToolResult(tool_use_id=call_id)
+                | ev.AgentMcpToolResult(mcp_tool_use_id=call_id)
+                | ev.UserCustomToolResult(custom_tool_use_id=call_id)
+            ):
                 return self._take_result(call_id, row)
             case _:
                 pass
@@ -183,7 +188,7 @@ class History:
         self._asking = True
         return rows
 
-    def _say(self, event: ev.AgentMessage | ev.AgentToolUse | ev.AgentCustomToolUse) -> None:
+    def _say(self, event: ev.AgentMessage | ev.AgentToolUse | ev.AgentMcpToolUse | ev.AgentCustomToolUse) -> None:
         if not isinstance(event, ev.AgentMessage) and event.session_thread_id is not msgspec.UNSET:
             return  # another thread's call, shown here because it waits for the client
         if not self._asking:
@@ -191,7 +196,9 @@ class History:
         if isinstance(event, ev.AgentMessage):
             self._answer += [block for block in event.content if isinstance(block, TextBlock)]
         else:
-            self._answer.append(ToolUseBlock(id=event.id, name=event.name, input=event.input))
+            mcp = isinstance(event, ev.AgentMcpToolUse)
+            name = model_name(event.mcp_server_name, event.name) if mcp else event.name
+            self._answer.append(ToolUseBlock(id=event.id, name=name, input=event.input))
             self._unanswered.add(event.id)
 
     def _close_request(self, row: RestoredEvent) -> list[RestoredEvent]:

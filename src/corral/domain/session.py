@@ -65,7 +65,7 @@ class PendingCall(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     id: str
     name: str
-    kind: Literal["built_in", "custom"]
+    kind: Literal["built_in", "custom", "mcp"]
     stage: CallStage
     permission: Permission | None
     deny_message: str | None = None

@@ -298,6 +298,16 @@ def _check_distinct(names: Iterable[str], path: str, what: str = "tool") -> None
         seen.add(name)
 
 
+def resolve_mcp(tools: Iterable[ToolEntry], server: str, name: str) -> Resolved | None:
+    """What holds for a tool of an MCP server: its own settings over the toolset's; None without a toolset."""
+    for entry in tools:
+        if isinstance(entry, McpToolset) and entry.mcp_server_name == server:
+            own = next((config for config in entry.configs if config.name == name), None)
+            settings = own or entry.default_config
+            return Resolved(enabled=settings.enabled, policy=settings.permission_policy)
+    return None
+
+
 def resolve(tools: Iterable[ToolEntry], name: str) -> Resolved | None:
     """What holds for the built-in tool `name`: its own settings over the toolset's; None without a toolset."""
     toolset = next((entry for entry in tools if isinstance(entry, AgentToolset)), None)

@@ -293,23 +293,24 @@ def close_idle(session: Session, state: SessionState, event: ev.UserInterrupt, n
 
 def denied_result(call: PendingCall) -> Append:
     """The error result of a call that was not allowed to run."""
-    text = call.deny_message or f"Permission to use {call.name} has been denied."
-    return Append(
-        ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call.id, content=(TextBlock(text=text),), is_error=True)
-    )
+    return Append(error_result(call, call.deny_message or f"Permission to use {call.name} has been denied."))
+
+
+def error_result(call: PendingCall, text: str) -> ev.AgentToolResult | ev.AgentMcpToolResult | ev.UserCustomToolResult:
+    """An error result in the form that answers the call's kind."""
+    event_id, content = new_id("sevt"), (TextBlock(text=text),)
+    match call.kind:
+        case "built_in":
+            return ev.AgentToolResult(id=event_id, tool_use_id=call.id, content=content, is_error=True)
+        case "mcp":
+            return ev.AgentMcpToolResult(id=event_id, mcp_tool_use_id=call.id, content=content, is_error=True)
+        case "custom":
+            return ev.UserCustomToolResult(id=event_id, custom_tool_use_id=call.id, content=content, is_error=True)
 
 
 def _close_calls(state: SessionState) -> list[Change]:
-    """An error result for every open call, in the form that answers its kind."""
-    content = (TextBlock(text=INTERRUPTED),)
-    return [
-        Append(
-            ev.UserCustomToolResult(id=new_id("sevt"), custom_tool_use_id=call.id, content=content, is_error=True)
-            if call.kind == "custom"
-            else ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call.id, content=content, is_error=True)
-        )
-        for call in state.pending
-    ]
+    """An error result for every open call."""
+    return [Append(error_result(call, INTERRUPTED)) for call in state.pending]
 
 
 def _request_end(request_id: str, tokens: RequestTokens | None = None) -> Append:

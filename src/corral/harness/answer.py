@@ -24,6 +24,7 @@ from corral.domain.session import Session, SessionState
 from corral.domain.usage import RequestTokens, prompt_tokens, token_cost_microdollars
 from corral.harness.draft import Draft
 from corral.harness.permissions import Verdict
+from corral.interfaces import McpTool
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -40,7 +41,7 @@ class Answer(NamedTuple):
     """An answer, ready to be committed."""
 
     events: tuple[ev.AnyEvent, ...]
-    results: tuple[ev.AgentToolResult | ev.UserCustomToolResult, ...]
+    results: tuple[ev.AgentToolResult | ev.AgentMcpToolResult | ev.UserCustomToolResult, ...]
     """Error results of calls that cannot run."""
     replay: bytes | None
     """The exact blocks; None for an empty answer."""
@@ -57,11 +58,13 @@ def read(
     *,
     custom_tools: frozenset[str],
     known_tools: frozenset[str],
+    offered: Mapping[str, McpTool],
     tokens: RequestTokens,
 ) -> Answer:
-    """Translate a response. `verdicts` holds the permission of each built-in call by the model's id for it."""
+    """Translate a response. `verdicts` holds the permission of each call by the model's id for it,
+    and `offered` the MCP tools by their names for the model."""
     events: list[ev.AnyEvent] = []
-    results: list[ev.AgentToolResult | ev.UserCustomToolResult] = []
+    results: list[ev.AgentToolResult | ev.AgentMcpToolResult | ev.UserCustomToolResult] = []
     replay: list[AssistantBlock] = []
     for index, block in enumerate(response.content):
         match block:
@@ -80,7 +83,12 @@ def read(
                     events.append(ev.AgentCustomToolUse(id=call_id, name=block.name, input=block.input))
                     results += _custom_error_result(call_id, unusable)
                     continue
-                verdict = verdicts[block.id]
+                verdict, tool = verdicts[block.id], offered.get(block.name)
+                if tool is not None:
+                    events.append(_mcp_call(call_id, tool, block, verdict))
+                    denied = DENIED.format(name=tool.name) if verdict.permission == "deny" else None
+                    results += _mcp_error_result(call_id, denied or unusable)
+                    continue
                 events.append(
                     ev.AgentToolUse(
                         id=call_id,
@@ -194,6 +202,24 @@ def _error_result(call_id: str, text: str | None) -> list[ev.AgentToolResult]:
         return []
     content = (TextBlock(text=text),)
     return [ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call_id, content=content, is_error=True)]
+
+
+def _mcp_call(call_id: str, tool: McpTool, block: ToolUseBlock, verdict: Verdict) -> ev.AgentMcpToolUse:
+    return ev.AgentMcpToolUse(
+        id=call_id,
+        mcp_server_name=tool.server,
+        name=tool.name,
+        input=block.input,
+        evaluated_permission=verdict.permission,
+        evaluation=verdict.evaluation,
+    )
+
+
+def _mcp_error_result(call_id: str, text: str | None) -> list[ev.AgentMcpToolResult]:
+    if text is None:
+        return []
+    content = (TextBlock(text=text),)
+    return [ev.AgentMcpToolResult(id=new_id("sevt"), mcp_tool_use_id=call_id, content=content, is_error=True)]
 
 
 def _custom_error_result(call_id: str, text: str | None) -> list[ev.UserCustomToolResult]:

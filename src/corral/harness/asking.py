@@ -6,6 +6,7 @@ span closes. A failure is returned, not raised, because requests run inside task
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 
 import anyio
@@ -36,18 +37,21 @@ from corral.harness.judge import judge
 from corral.harness.parts import Parts
 from corral.harness.permissions import Verdict, evaluate
 from corral.harness.prompt import sandbox_tools, system_text, tool_specs
+from corral.interfaces import McpTool
 
 log = structlog.get_logger(__name__)
 
 
-async def ask(parts: Parts, session: Session, state: SessionState, context: Context) -> answers.Answer | ProviderError:
-    """The model's answer to the conversation so far, or why there is none."""
+async def ask(
+    parts: Parts, session: Session, state: SessionState, context: Context, offered: Sequence[McpTool]
+) -> answers.Answer | ProviderError:
+    """The model's answer to the conversation so far, or why there is none. `offered` are the MCP servers' tools."""
     model = session.agent.model
     request = ModelRequest(
         model=model.id,
         system=system_text(session.agent, parts.tools),
         messages=await _messages(parts, session, context),
-        tools=tool_specs(session.agent, parts.tools),
+        tools=tool_specs(session.agent, parts.tools, offered),
         output_tokens_max=parts.settings.output_tokens_max,
         effort=None if model.effort == DEFAULT_EFFORT else model.effort.type,
         speed=model.speed,
@@ -55,18 +59,20 @@ async def ask(parts: Parts, session: Session, state: SessionState, context: Cont
         answer_bytes_max=parts.settings.answer_bytes_max,
         attempt=state.attempt,
     )
+    by_name = {tool.spec.name: tool for tool in offered}
     draft = Draft(session.id, parts.bus)
     try:
         response = await _stream(parts, request, draft)
     except ProviderError as error:
         return error
-    verdicts, judging = await _judged(parts, session, context, response)
+    verdicts, judging = await _judged(parts, session, context, response, by_name)
     return answers.read(
         response,
         draft,
         verdicts,
         custom_tools=frozenset(tool.name for tool in session.agent.tools if isinstance(tool, CustomTool)),
         known_tools=frozenset(parts.tools),
+        offered=by_name,
         tokens=_tokens(parts, model.id, response, judging, model.inference_geo),
     )
 
@@ -110,9 +116,9 @@ async def _stream(parts: Parts, request: ModelRequest, draft: Draft) -> ModelRes
 
 
 async def _judged(
-    parts: Parts, session: Session, context: Context, response: ModelResponse
+    parts: Parts, session: Session, context: Context, response: ModelResponse, offered: Mapping[str, McpTool]
 ) -> tuple[dict[str, Verdict], list[UsedBy]]:
-    """The permission of each built-in call of the answer, and what asking the judge took."""
+    """The permission of each call of the answer, and what asking the judge took."""
     available = frozenset(sandbox_tools(session.agent, parts.tools))
     verdicts: dict[str, Verdict] = {}
     used: list[UsedBy] = []
@@ -124,5 +130,5 @@ async def _judged(
 
     for block in response.content:
         if isinstance(block, ToolUseBlock):
-            verdicts[block.id] = await evaluate(session.agent, block, available, ask_judge)
+            verdicts[block.id] = await evaluate(session.agent, block, available, offered, ask_judge)
     return verdicts, used

@@ -25,9 +25,14 @@ from corral.harness.deciding import Happened
 from corral.harness.parts import Parts
 from corral.harness.recipe import recipe
 from corral.harness.spilling import fitting
-from corral.interfaces import Sandbox
+from corral.interfaces import McpFailure, McpTool, Sandbox, SandboxReply
 
 log = structlog.get_logger(__name__)
+
+MCP_CALL_LOST = (
+    "The server that made this call stopped before the result came, so it is unknown whether the call took effect. "
+    "Check the state of things before repeating it."
+)
 
 
 class Caller:
@@ -42,17 +47,19 @@ class Caller:
         self._opening = anyio.Lock()
         self._failed: PackagesFailed | None = None
         """This turn's answer to whoever needs the sandbox; the next turn tries again."""
-        self._untold: ev.ErrorObject | None = None
+        self._offered = False
+        self._servers_failed: set[str] = set()
+        self._untold: list[ev.ErrorObject] = []
 
     def telling(self, happened: Happened) -> Happened:
-        """What has happened, with what the client is still to be told about the sandbox. Take it once."""
-        error, self._untold = self._untold, None
-        if error is None:
+        """What has happened, with what the client is still to be told about sandbox and servers. Take it once."""
+        errors, self._untold = self._untold, []
+        if not errors:
             return happened
 
         def told(session: Session, state: SessionState, now: datetime) -> Sequence[Change]:
             changes = happened(session, state, now)
-            return [Append(ev.SessionError(id=new_id("sevt"), error=error)), *changes]
+            return [*(Append(ev.SessionError(id=new_id("sevt"), error=error)) for error in errors), *changes]
 
         return told
 
@@ -63,8 +70,23 @@ class Caller:
         except SandboxError as error:
             log.warning("sandbox_unavailable", session_id=self._session().id, reason=error.message)
 
-    async def run(self, call_id: str, call: OpenCall, *, resumed: bool) -> ev.AgentToolResult:
+    async def offered(self) -> Sequence[McpTool]:
+        """The tools of the session's MCP servers, as they are now; failures are noticed once in a turn."""
+        session = self._session()
+        if not session.agent.mcp_servers:
+            return ()
+        offer = await self._parts.mcp.offer(session, retry=not self._offered)
+        self._offered = True
+        for failure in offer.failures:
+            if failure.server not in self._servers_failed:
+                self._servers_failed.add(failure.server)
+                self._untold.append(_mcp_error(failure))
+        return offer.tools
+
+    async def run(self, call_id: str, call: OpenCall, *, resumed: bool) -> ev.AgentToolResult | ev.AgentMcpToolResult:
         """Run one call, or collect what an earlier worker began (`resumed`)."""
+        if call.server is not None:
+            return await self._run_mcp(call_id, call, call.server, resumed=resumed)
         try:
             request = self._parts.tools[call.name].call(call_id, call.input)
             sandbox = await self._open()
@@ -73,6 +95,17 @@ class Caller:
             return _result(call_id, (TextBlock(text=error.message),), is_error=True)
         content = await fitting(call_id, reply.content, self._parts.settings, self._open)
         return _result(call_id, content, is_error=reply.is_error)
+
+    async def _run_mcp(self, call_id: str, call: OpenCall, server: str, *, resumed: bool) -> ev.AgentMcpToolResult:
+        if resumed:
+            # The server may have done it; MCP has no way to ask, and a call never runs twice unannounced.
+            reply = SandboxReply(content=(TextBlock(text=MCP_CALL_LOST),), is_error=True)
+        else:
+            reply = await self._parts.mcp.call(self._session(), server, call.name, call.input)
+        content = await fitting(call_id, reply.content, self._parts.settings, self._open)
+        return ev.AgentMcpToolResult(
+            id=new_id("sevt"), mcp_tool_use_id=call_id, content=content, is_error=reply.is_error
+        )
 
     async def forget(self, call_ids: Sequence[str]) -> None:
         """The results of these calls are in the log."""
@@ -98,9 +131,19 @@ class Caller:
         except PackagesFailed as error:
             self._failed = error
             # `retrying`: the session goes on, and its next turn tries again (events.md section 10).
-            self._untold = ev.ErrorObject(type="unknown_error", message=error.message, retry_status=ev.Retrying())
+            untold = ev.ErrorObject(type="unknown_error", message=error.message, retry_status=ev.Retrying())
+            self._untold.append(untold)
             raise
 
 
 def _result(call_id: str, content: tuple[ResultBlock, ...], *, is_error: bool) -> ev.AgentToolResult:
     return ev.AgentToolResult(id=new_id("sevt"), tool_use_id=call_id, content=content, is_error=is_error)
+
+
+def _mcp_error(failure: McpFailure) -> ev.ErrorObject:
+    return ev.ErrorObject(
+        type="mcp_authentication_failed_error" if failure.is_authentication else "mcp_connection_failed_error",
+        message=failure.message,
+        retry_status=ev.Retrying(),  # at the session's next turn; this one goes on without the server
+        mcp_server_name=failure.server,
+    )

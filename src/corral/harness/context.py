@@ -38,6 +38,8 @@ class OpenCall(NamedTuple):
 
     name: str
     input: JsonObject
+    server: str | None = None
+    """Of a tool of an MCP server."""
 
 
 class Condensed(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +81,12 @@ class Context:
                 self._append(PromptMessage(role="assistant", content=_ANSWER.decode(private)))
             case ev.AgentToolUse() | ev.AgentCustomToolUse():
                 self.open_calls[event.id] = OpenCall(event.name, event.input)
+            case ev.AgentMcpToolUse():
+                self.open_calls[event.id] = OpenCall(event.name, event.input, event.mcp_server_name)
             case ev.AgentToolResult():
                 self._add_result(event.tool_use_id, event)
+            case ev.AgentMcpToolResult():
+                self._add_result(event.mcp_tool_use_id, event)
             case ev.UserCustomToolResult():
                 self._add_result(event.custom_tool_use_id, event)
             case ev.AgentThreadContextCompacted() if private is not None:
@@ -102,7 +108,9 @@ class Context:
         for message in kept:
             self._append(message)
 
-    def _add_result(self, call_id: str, event: ev.AgentToolResult | ev.UserCustomToolResult) -> None:
+    def _add_result(
+        self, call_id: str, event: ev.AgentToolResult | ev.AgentMcpToolResult | ev.UserCustomToolResult
+    ) -> None:
         self.refers_to_files = self.refers_to_files or any(map(_is_reference, event.content))
         self.open_calls.pop(call_id, None)
         block = ToolResultBlock(tool_use_id=call_id, content=event.content, is_error=event.is_error)

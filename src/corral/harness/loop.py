@@ -20,7 +20,7 @@ from corral.domain.lifecycle import Append, Change
 from corral.domain.query import EventsQuery, LoggedEvent
 from corral.domain.session import PendingCall, Session, SessionState
 from corral.errors import ContextOverflow, ProviderError
-from corral.harness.answer import commit_answer
+from corral.harness.answer import Answer, commit_answer
 from corral.harness.asking import ask
 from corral.harness.calling import Caller
 from corral.harness.compaction import commit_compaction, compact
@@ -112,7 +112,7 @@ class Turn:
         if not self._warmed and sandbox_tools(self._session.agent, self._parts.tools):
             self._warmed = True
             self._background.start_soon(self._caller.warm)
-        answer = await self._unless_interrupted(lambda: ask(self._parts, self._session, self._state, self._context))
+        answer = await self._unless_interrupted(self._answer)
         match answer:
             case None:
                 return await self.commit(unchanged)
@@ -124,6 +124,10 @@ class Turn:
                 return await self.commit(
                     lambda session, state, now: commit_answer(session, state, answer, request_id, now)
                 )
+
+    async def _answer(self) -> Answer | ProviderError:
+        offered = await self._caller.offered()
+        return await ask(self._parts, self._session, self._state, self._context, offered)
 
     async def _compact(self, request_id: str) -> Step:
         compaction = await self._unless_interrupted(lambda: compact(self._parts, self._session, self._context))

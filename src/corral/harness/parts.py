@@ -8,7 +8,7 @@ from typing import NamedTuple
 from corral.config import HarnessSettings
 from corral.domain.model import ListPrice
 from corral.harness.attachments import Attachments
-from corral.interfaces import Blobs, Bus, Clock, EventLog, Provider, Records, Sandboxes, Tool
+from corral.interfaces import Blobs, Bus, Clock, EventLog, McpServers, Provider, Records, Sandboxes, Tool
 
 
 class Parts(NamedTuple):
@@ -22,6 +22,7 @@ class Parts(NamedTuple):
     blobs: Blobs
     attachments: Attachments
     tools: Mapping[str, Tool]
+    mcp: McpServers
     price: Callable[[str], ListPrice | None]
     """List price of a model id."""
     window: Callable[[str], int]

@@ -8,7 +8,7 @@ Source: events.md section 3, semantics.md section 5.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, TypeAlias, assert_never
 
 from msgspec import UNSET, UnsetType
@@ -16,7 +16,8 @@ from msgspec import UNSET, UnsetType
 from corral.domain import event as ev
 from corral.domain.agent import SessionAgent
 from corral.domain.content import ToolUseBlock
-from corral.domain.toolset import AlwaysAllow, AlwaysAsk, Auto, resolve
+from corral.domain.toolset import AlwaysAllow, AlwaysAsk, Auto, resolve, resolve_mcp
+from corral.interfaces import McpTool
 
 Judge: TypeAlias = Callable[[ToolUseBlock], Awaitable[ev.AutoAllow | ev.AutoAsk | ev.AutoDeny]]
 
@@ -28,10 +29,15 @@ class Verdict(NamedTuple):
     evaluation: ev.Evaluation | UnsetType = UNSET
 
 
-async def evaluate(agent: SessionAgent, call: ToolUseBlock, available: frozenset[str], judge: Judge) -> Verdict:
-    """The verdict on a built-in call. `available` are the tools that this server can run."""
-    settings = resolve(agent.tools, call.name)
-    if settings is None or not settings.enabled or call.name not in available:
+async def evaluate(
+    agent: SessionAgent, call: ToolUseBlock, available: frozenset[str], offered: Mapping[str, McpTool], judge: Judge
+) -> Verdict:
+    """The verdict on a built-in call or an MCP tool's. `available` are the built-in tools that this server can run,
+    and `offered` the MCP tools by their names for the model."""
+    tool = offered.get(call.name)
+    settings = resolve(agent.tools, call.name) if tool is None else resolve_mcp(agent.tools, tool.server, tool.name)
+    known = tool is not None or call.name in available
+    if settings is None or not settings.enabled or not known:
         return Verdict("deny")
     match settings.policy:
         case AlwaysAllow():

@@ -6,13 +6,13 @@ only what the agent could not know: where it works and what that place is like.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from corral.domain.agent import SessionAgent
 from corral.domain.content import JsonObject
 from corral.domain.inference import ToolSpec
 from corral.domain.toolset import CustomTool, resolve
-from corral.interfaces import Tool
+from corral.interfaces import McpTool, Tool
 
 SANDBOX_NOTE = (
     "Your tools work in a Linux sandbox of this session, in /workspace. Network access, if the "
@@ -28,15 +28,15 @@ def sandbox_tools(agent: SessionAgent, tools: Mapping[str, Tool]) -> list[str]:
     return [name for name, settings in resolved if settings is not None and settings.enabled]
 
 
-def tool_specs(agent: SessionAgent, tools: Mapping[str, Tool]) -> tuple[ToolSpec, ...]:
-    """Everything the model may call: built-in tools, then the agent's own in their order."""
+def tool_specs(agent: SessionAgent, tools: Mapping[str, Tool], offered: Sequence[McpTool]) -> tuple[ToolSpec, ...]:
+    """Everything the model may call: built-in tools, then the agent's own in their order, then MCP servers'."""
     built_in = [tools[name].spec for name in sandbox_tools(agent, tools)]
     custom = [
         ToolSpec(name=tool.name, description=tool.description, input_schema=_schema(tool))
         for tool in agent.tools
         if isinstance(tool, CustomTool)
     ]
-    return (*built_in, *custom)
+    return (*built_in, *custom, *(tool.spec for tool in offered))
 
 
 def system_text(agent: SessionAgent, tools: Mapping[str, Tool]) -> str:

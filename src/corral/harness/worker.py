@@ -48,6 +48,7 @@ class Harness:
             return await self._parts.log.claim(session_id, await following(self._parts, unchanged))
         except NotFound:
             await self._parts.sandboxes.destroy(session_id)  # deleted: nothing of it may stay behind
+            await self._parts.mcp.forget(session_id)
             raise
 
     async def give_up(self, session_id: str) -> None:

@@ -1,0 +1,53 @@
+"""The session's token for one MCP server, put into each request; a refused one is refreshed once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import httpx2
+
+from corral.errors import CredentialFailed
+from corral.interfaces import Bearer
+
+UNAUTHORIZED = 401
+FindBearer = Callable[[Bearer | None], Awaitable[Bearer | None]]
+"""The token as it is now; given one that was refused, another one or None."""
+
+
+class VaultAuth(httpx2.Auth):
+    """Asks the vaults before every request, so a rotated token counts at once. Without a token nothing is sent."""
+
+    def __init__(self, find: FindBearer) -> None:
+        self._find = find
+        self.refused: str | None = None
+        """Why the server will not let us in, once that is known."""
+
+    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        """Send the request, and once more with a fresh token if the first one was refused."""
+        bearer = await self._found(None)
+        response = yield _with(request, bearer)
+        if response.status_code == UNAUTHORIZED and bearer is not None:
+            fresh = await self._found(bearer)
+            if fresh is not None and fresh.token != bearer.token:
+                bearer = fresh
+                response = yield _with(request, bearer)
+        if response.status_code == UNAUTHORIZED and self.refused is None:
+            held = "its credential was refused" if bearer else "no vault of the session has a credential for it"
+            self.refused = f"it answered 401, and {held}"
+        elif response.status_code != UNAUTHORIZED:
+            self.refused = None
+
+    async def _found(self, rejected: Bearer | None) -> Bearer | None:
+        try:
+            return await self._find(rejected)
+        except CredentialFailed as error:
+            self.refused = error.message
+            return None
+
+
+def _with(request: httpx2.Request, bearer: Bearer | None) -> httpx2.Request:
+    if bearer is not None:
+        request.headers["authorization"] = f"Bearer {bearer.token}"
+    else:
+        request.headers.pop("authorization", None)
+    return request

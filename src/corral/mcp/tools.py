@@ -1,0 +1,65 @@
+"""The tools that a server lists, bounded and with names for models. Their descriptions are passed on, not trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import structlog
+
+from corral.config import McpSettings
+from corral.domain.agent import SessionAgent
+from corral.domain.inference import ToolSpec
+from corral.domain.mcp import model_name
+from corral.domain.toolset import resolve_mcp
+from corral.interfaces import McpTool
+
+log = structlog.get_logger(__name__)
+
+NAME_CHARACTERS_MAX = 128
+
+
+class Listed(NamedTuple):
+    """A tool as its server describes it."""
+
+    name: str
+    description: str
+    schema: dict[str, Any]
+
+
+def usable(server: str, listed: Iterable[Listed], settings: McpSettings) -> tuple[McpTool, ...]:
+    """What of the list a model can be told, by name; what is too large or oddly named is left out, and logged."""
+    tools: dict[str, McpTool] = {}
+    for tool in listed:
+        reason = _unfit(tool, settings)
+        if reason is not None:
+            log.warning("mcp_tool_left_out", server=server, tool=tool.name[:NAME_CHARACTERS_MAX], reason=reason)
+            continue
+        spec = ToolSpec(
+            name=model_name(server, tool.name),
+            description=tool.description[: settings.description_characters_max],
+            input_schema={"type": "object", **tool.schema},
+        )
+        tools.setdefault(tool.name, McpTool(server, tool.name, spec))
+    return tuple(sorted(tools.values(), key=lambda tool: tool.name))
+
+
+def enabled(agent: SessionAgent, tools: Iterable[McpTool]) -> tuple[McpTool, ...]:
+    """Those that the agent may call."""
+    resolved = ((tool, resolve_mcp(agent.tools, tool.server, tool.name)) for tool in tools)
+    return tuple(tool for tool, settings in resolved if settings is not None and settings.enabled)
+
+
+def _unfit(tool: Listed, settings: McpSettings) -> str | None:
+    if not 1 <= len(tool.name) <= NAME_CHARACTERS_MAX or not tool.name.isprintable():
+        return "its name is empty, too long or holds control characters"
+    if tool.schema.get("type", "object") != "object":
+        return "its input is not an object"
+    try:
+        size = len(json.dumps(tool.schema))
+    except (TypeError, ValueError, RecursionError):
+        return "its input schema is not JSON"
+    if size > settings.schema_bytes_max:
+        return f"its input schema has {size} bytes"
+    return None
