@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.errors import MachineUnfit
 from corral.sandboxes import programs
 from corral.sandboxes.docker_engine import EngineApi

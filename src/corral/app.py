@@ -21,7 +21,8 @@ from starlette.types import ASGIApp
 from corral.api.dependencies import Services
 from corral.api.routes import create_app
 from corral.catalogue import load_catalogue
-from corral.config import ModelRoute, Settings
+from corral.config import Settings
+from corral.config_sections import ModelRoute
 from corral.domain.model import Catalogue
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalEngine

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from corral.config import ModelPrice, ModelRoute
+from corral.config_sections import ModelPrice, ModelRoute
 from corral.domain.model import (
     Capabilities,
     Catalogue,

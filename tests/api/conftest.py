@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from corral.config import ServerSettings
+from corral.config_sections import ServerSettings
 from tests.api.live_server import Host, Serve, Server, World
 
 

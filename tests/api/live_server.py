@@ -25,7 +25,7 @@ from corral.api.betas import MANAGED_AGENTS
 from corral.api.dependencies import Services
 from corral.api.routes import create_app
 from corral.catalogue import load_catalogue
-from corral.config import SandboxSettings, ServerSettings
+from corral.config_sections import SandboxSettings, ServerSettings
 from corral.domain import turn
 from corral.domain.api_key import ApiKey, sha256
 from corral.domain.lifecycle import Change

@@ -19,7 +19,7 @@ from corral.api.pages import Cursor
 from corral.api.rates import Rates
 from corral.api.sessions import ListQuery as SessionsQuery
 from corral.api.sessions import SessionCreate
-from corral.config import ServerSettings
+from corral.config_sections import ServerSettings
 from corral.domain.agent import AgentCreate, AgentUpdate
 from corral.domain.environment import EnvironmentCreate
 from corral.errors import Invalid, RateLimited

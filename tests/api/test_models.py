@@ -5,7 +5,7 @@ import pytest
 from anthropic.types.beta import BetaModelInfo
 
 from corral.catalogue import load_catalogue
-from corral.config import ModelPrice, ModelRoute
+from corral.config_sections import ModelPrice, ModelRoute
 from tests.api.live_server import Server
 from tests.api.sdk_types import assert_is
 

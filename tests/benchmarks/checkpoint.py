@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.engines.bus import LocalBus
 from corral.interfaces import SandboxCall, Upkeep
 from corral.sandboxes.process import ProcessSandboxes

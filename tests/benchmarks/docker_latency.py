@@ -8,7 +8,7 @@ import time
 
 import anyio
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.ids import new_id
 from corral.interfaces import Sandbox, SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes

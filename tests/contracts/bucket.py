@@ -15,7 +15,7 @@ import msgspec
 import obstore
 from obstore.store import S3Store
 
-from corral.config import BlobSettings
+from corral.config_sections import BlobSettings
 
 NAME = "corral-tests"
 STOP_SECONDS_MAX = 30

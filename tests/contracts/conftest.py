@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.errors import MachineUnfit
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory, remove_tree

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from corral.config import EgressSettings
+from corral.config_sections import EgressSettings
 from corral.sandboxes.egress.authority import Authority, Pair, make_authority
 
 ALLOWED, OTHER = "allowed.test", "other.test"

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.errors import SandboxUnavailable
 from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.packing import pack, unpack

@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
-from corral.config import EgressSettings, SandboxSettings
+from corral.config_sections import EgressSettings, SandboxSettings
 from corral.errors import Invalid, MachineUnfit, PackagesFailed
 from corral.sandboxes.bases import Bases
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes

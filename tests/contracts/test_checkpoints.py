@@ -15,7 +15,7 @@ import anyio.to_thread
 import msgspec
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.domain.file import REFERENCE_KIND, Mount
 from corral.domain.query import RecordsQuery

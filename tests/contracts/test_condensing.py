@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from corral.config import HarnessSettings
+from corral.config_sections import HarnessSettings
 from corral.domain.content import (
     Base64Source,
     ImageBlock,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.conformance import PROMISES, WALLS, sandbox_outcomes
 from corral.domain.environment import SEALED, Recipe
 from corral.interfaces import Sandbox

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.domain.environment import Limited, Packages, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable

@@ -18,7 +18,7 @@ import anyio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from corral.config import EgressSettings, SandboxSettings
+from corral.config_sections import EgressSettings, SandboxSettings
 from corral.domain.content import TextBlock
 from corral.domain.environment import SEALED, Limited, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable

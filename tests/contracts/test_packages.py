@@ -20,7 +20,7 @@ import anyio.to_thread
 import pytest
 from structlog.testing import capture_logs
 
-from corral.config import EgressSettings, PackagesSettings, SandboxSettings
+from corral.config_sections import EgressSettings, PackagesSettings, SandboxSettings
 from corral.domain.environment import Limited, Packages, Recipe
 from corral.errors import MachineUnfit, PackagesFailed
 from corral.interfaces import Sandboxes

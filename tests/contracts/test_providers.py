@@ -22,7 +22,8 @@ import anyio.to_thread
 import msgspec
 import pytest
 
-from corral.config import ModelRoute, load
+from corral.config import load
+from corral.config_sections import ModelRoute
 from corral.domain.content import AssistantBlock, TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.inference import (
     BlockStarted,

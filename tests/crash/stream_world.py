@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from corral.config import HarnessSettings, SandboxSettings
+from corral.config_sections import HarnessSettings, SandboxSettings
 from corral.domain import event as ev
 from corral.domain import intake
 from corral.domain.agent import ModelConfig

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import pytest
 
-from corral.config import HarnessSettings
+from corral.config_sections import HarnessSettings
 from corral.domain import event as ev
 from corral.domain.content import TextBlock
 from corral.domain.event import StoredEvent

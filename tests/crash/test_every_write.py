@@ -17,7 +17,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from corral.config import HarnessSettings, SandboxSettings
+from corral.config_sections import HarnessSettings, SandboxSettings
 from corral.domain import event as ev
 from corral.domain import intake
 from corral.domain.event import StoredEvent

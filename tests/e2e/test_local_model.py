@@ -9,7 +9,8 @@ import anyio
 import msgspec
 import pytest
 
-from corral.config import LocalModelSettings, load
+from corral.config import load
+from corral.config_sections import LocalModelSettings
 from corral.domain.content import TextBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.inference import ModelRequest, ModelResponse, PromptMessage, TextDelta
 from corral.errors import ContextOverflow, ProviderRefused

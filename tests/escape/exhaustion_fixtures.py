@@ -13,7 +13,7 @@ import anyio
 import msgspec
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.errors import MachineUnfit
 from corral.interfaces import Sandbox, SandboxCall, SandboxOperation, SandboxReply

@@ -19,7 +19,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.interfaces import Sandbox, SandboxCall
 from corral.sandboxes import seccomp

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from corral.config import McpSettings
+from corral.config_sections import McpSettings
 from corral.domain import environment as environments
 from corral.domain import event as ev
 from corral.domain.agent import ModelConfig, SessionAgent

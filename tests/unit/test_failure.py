@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.config import HarnessSettings
+from corral.config_sections import HarnessSettings
 from corral.errors import ProviderOverloaded, ProviderRefused
 from corral.harness.failure import backoff_seconds, error_object
 

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from corral.app import make_provider
-from corral.config import ModelRoute, load
+from corral.config import load
+from corral.config_sections import ModelRoute
 from corral.domain.content import TextBlock
 from corral.domain.inference import (
     AnswerRestarted,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from corral.config import LocalModelSettings
+from corral.config_sections import LocalModelSettings
 from corral.domain.content import Base64Source, ImageBlock, PromptBlock, TextBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
 from corral.providers.local import repeats, wire_request

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 import pytest
 
-from corral.config import SystemRole
+from corral.config_sections import SystemRole
 from corral.domain.content import (
     Base64Source,
     DocumentBlock,

@@ -15,7 +15,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral.config import OpenAIWire
+from corral.config_sections import OpenAIWire
 from corral.domain.inference import BlockStarted, ModelChunk, ModelRequest, ModelResponse
 from corral.errors import (
     ContextOverflow,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from corral.app import make_provider
-from corral.config import ModelRoute, load
+from corral.config import load
+from corral.config_sections import ModelRoute
 from corral.domain.content import TextBlock
 from corral.domain.inference import ModelRequest, ModelResponse, PromptMessage
 from corral.errors import MachineUnfit, ProviderRefused

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from corral.config import HarnessSettings, SandboxSettings
+from corral.config_sections import HarnessSettings, SandboxSettings
 from corral.domain.content import Base64Source, ImageBlock, ResultBlock, TextBlock
 from corral.errors import SandboxUnavailable
 from corral.harness.spilling import fitting

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain import event as ev
 from corral.engines.local import LocalSignal
 from corral.sandboxes.process import ProcessSandboxes

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import anyio
 from prometheus_client import CollectorRegistry
 
-from corral.config import ServerSettings
+from corral.config_sections import ServerSettings
 from corral.domain.api_key import ApiKey
 from corral.domain.model import Catalogue
 from corral.interfaces import Blobs, Bus, Clock, Credentials, Engine, EventLog, Records, Sandboxes, Sealing

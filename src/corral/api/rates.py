@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal, NamedTuple, TypeAlias
 
-from corral.config import ServerSettings
+from corral.config_sections import ServerSettings
 from corral.errors import RateLimited
 
 Group: TypeAlias = Literal["create", "read", "environment"]

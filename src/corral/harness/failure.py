@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 
-from corral.config import HarnessSettings
+from corral.config_sections import HarnessSettings
 from corral.domain import event as ev
 from corral.domain import turn
 from corral.domain.session import Session, SessionState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from corral.config import HarnessSettings
+from corral.config_sections import HarnessSettings
 from corral.domain.model import ListPrice
 from corral.harness.attachments import Attachments
 from corral.interfaces import Blobs, Bus, Clock, EventLog, McpServers, Provider, Records, Sandboxes, Tool

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from corral.config import HarnessSettings
+from corral.config_sections import HarnessSettings
 from corral.domain.content import ResultBlock, TextBlock
 from corral.domain.ids import new_id
 from corral.errors import SandboxError

@@ -21,7 +21,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, Implementation, ToolListChangedNotification
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from corral.config import McpSettings
+from corral.config_sections import McpSettings
 from corral.interfaces import McpTool
 from corral.mcp.bearer import FindBearer, VaultAuth
 from corral.mcp.limited import LimitedTransport

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from corral.config import McpSettings
+from corral.config_sections import McpSettings
 from corral.domain.agent import McpServer
 from corral.domain.content import JsonObject, TextBlock
 from corral.domain.session import Session

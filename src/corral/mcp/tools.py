@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from corral.config import McpSettings
+from corral.config_sections import McpSettings
 from corral.domain.agent import SessionAgent
 from corral.domain.inference import ToolSpec
 from corral.domain.mcp import model_name

@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from corral.config import LocalModelSettings
+from corral.config_sections import LocalModelSettings
 from corral.domain.content import (
     DocumentBlock,
     ImageBlock,

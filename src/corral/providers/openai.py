@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from corral.config import OpenAIWire, SystemRole
+from corral.config_sections import OpenAIWire, SystemRole
 from corral.domain.inference import ModelChunk, ModelRequest
 from corral.errors import MachineUnfit, ProviderError, ProviderRefused, ProviderUnreachable
 from corral.providers.messages_body import Bounded, instead_of_events, shorten_error

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from corral.config import SystemRole
+from corral.config_sections import SystemRole
 from corral.domain.content import PromptBlock, ToolResultBlock, ToolUseBlock
 from corral.domain.inference import ModelRequest, PromptMessage, ToolSpec
 from corral.providers.openai_content import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from corral.config import SystemRole
+from corral.config_sections import SystemRole
 from corral.domain.content import (
     Base64Source,
     DocumentBlock,

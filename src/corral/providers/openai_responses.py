@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from corral.config import SystemRole
+from corral.config_sections import SystemRole
 from corral.domain.content import (
     SEALED_BY_RESPONSES,
     PromptBlock,

@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 import msgspec
 
-from corral.config import ModelRoute
+from corral.config_sections import ModelRoute
 from corral.domain.inference import AnswerRestarted, Effort, ModelChunk, ModelRequest, ModelResponse
 from corral.errors import MachineUnfit, ProviderError, ProviderRefused
 from corral.interfaces import Provider

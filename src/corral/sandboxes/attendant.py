@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.errors import CorralError
 from corral.interfaces import Upkeep
 from corral.sandboxes.checkpoints import Checkpoints

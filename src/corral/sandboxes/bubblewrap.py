@@ -27,7 +27,7 @@ from typing import IO
 
 import msgspec
 
-from corral.config import PackagesSettings, SandboxSettings
+from corral.config_sections import PackagesSettings, SandboxSettings
 from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Fact

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.egress import EgressPolicy
 from corral.errors import PackagesFailed
 from corral.sandboxes.bases import Base

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.errors import SandboxUnavailable
 
 TOP = "corral"

@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, ResultBlock, TextBlock
 from corral.errors import SandboxLost
 from corral.interfaces import SandboxCall, SandboxReply

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit, PackagesFailed, SandboxUnavailable
 from corral.interfaces import Fact

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.inside import WayOut

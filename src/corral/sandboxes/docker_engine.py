@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
-from corral.config import DockerSettings
+from corral.config_sections import DockerSettings
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.sandboxes.docker_container import Container
 

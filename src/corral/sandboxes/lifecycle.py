@@ -21,7 +21,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.file import Output
 from corral.errors import NotFound, SandboxUnavailable
 from corral.interfaces import Upkeep

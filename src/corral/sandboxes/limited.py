@@ -19,7 +19,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.errors import SandboxLost, SandboxUnavailable
 from corral.interfaces import SandboxCall, SandboxReply

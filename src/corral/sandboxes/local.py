@@ -24,7 +24,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from corral.config import EgressSettings, SandboxSettings
+from corral.config_sections import EgressSettings, SandboxSettings
 from corral.domain.egress import EgressPolicy, installs
 from corral.domain.environment import SEALED, Packages, Recipe
 from corral.domain.file import Mount, Output

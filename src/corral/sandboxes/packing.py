@@ -16,7 +16,7 @@ import anyio
 import msgspec
 from anyio.abc import Process
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.errors import SandboxUnavailable
 
 CHUNK_BYTES = 1024 * 1024

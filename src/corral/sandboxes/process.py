@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from corral.config import SandboxSettings
+from corral.config_sections import SandboxSettings
 from corral.domain.egress import EgressPolicy
 from corral.domain.environment import SEALED, Limited, Recipe
 from corral.errors import MachineUnfit, PackagesFailed, SandboxUnavailable

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from corral.config import BlobSettings
+from corral.config_sections import BlobSettings
 from corral.errors import MachineUnfit, NotFound, Unavailable
 from corral.interfaces import Blob
 from corral.storage.blob_drafts import CHUNK_BYTES, write_draft

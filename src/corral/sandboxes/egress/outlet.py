@@ -25,7 +25,7 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-from corral.config import EgressSettings
+from corral.config_sections import EgressSettings
 from corral.domain.egress import EgressPolicy, Ground, policy_of
 from corral.domain.environment import Recipe
 from corral.errors import SandboxUnavailable

@@ -35,7 +35,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from corral.config import PackagesSettings
+from corral.config_sections import PackagesSettings
 from corral.domain.environment import Packages
 from corral.errors import CorralError, PackagesFailed
 from corral.sandboxes.directory import remove_tree
