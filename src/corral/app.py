@@ -210,7 +210,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         keys = KeyRing(store.records, clock)
         api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
         sealing = VaultSealing(await key_wrapper(settings))
-        credentials = VaultCredentials(store.records, sealing, clock)
+        credentials = VaultCredentials(store.records, sealing, clock, settings.vaults, settings.mcp)
         stack.push_async_callback(credentials.close)
         upkeep = Upkeep(store.records, blobs, clock, _owner(store.log))
         await stack.enter_async_context(sandboxes.attended(upkeep))

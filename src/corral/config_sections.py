@@ -319,6 +319,13 @@ class McpSettings(Section, frozen=True, kw_only=True):
     schema_bytes_max: int = 64 * 1024
     """A tool whose input schema is larger is left out."""
     result_bytes_max: int = 16 * 1024 * 1024
+    denied: tuple[str, ...] = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
+    """Networks as `10.0.0.0/8`, or addresses, that neither MCP servers nor token endpoints of their credentials may be
+    at, whatever their names. By default those where clouds answer questions about a machine."""
+
+    def __post_init__(self) -> None:
+        for network in self.denied:
+            ip_network(network, strict=False)
 
 
 class VaultSettings(Section, frozen=True, kw_only=True):
@@ -326,3 +333,5 @@ class VaultSettings(Section, frozen=True, kw_only=True):
 
     master_key_file: str | None = None
     """Where the key is kept that seals the vaults; None for `master.key` in the data directory, made on first start."""
+    request_seconds_max: float = 30.0
+    """For one request to a token endpoint, or to an MCP server when a credential is validated."""

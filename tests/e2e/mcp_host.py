@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import socket
 import threading
 import warnings
 from collections.abc import Generator
@@ -117,9 +118,9 @@ async def _answer(send: Send, status: int) -> None:
 
 
 @contextmanager
-def listening(app: ASGIApp, *, lifespan: bool = True) -> Generator[int]:
+def listening(app: ASGIApp, *, lifespan: bool = True, listener: socket.socket | None = None) -> Generator[int]:
     """Serve an app on a port of loopback, in a thread."""
-    listener = bind("127.0.0.1", 0)
+    listener = listener or bind("127.0.0.1", 0)
     ready = threading.Event()
 
     class Server(uvicorn.Server):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import httpx2
 
-from corral.errors import CredentialFailed
+from corral.errors import CorralError
 from corral.interfaces import Bearer
 
 UNAUTHORIZED = 401
+TOKENS_REMEMBERED = 8
 FindBearer = Callable[[Bearer | None], Awaitable[Bearer | None]]
 """The token as it is now; given one that was refused, another one or None."""
 
@@ -21,16 +23,18 @@ class VaultAuth(httpx2.Auth):
         self._find = find
         self.refused: str | None = None
         """Why the server will not let us in, once that is known."""
+        self.sent: deque[str] = deque(maxlen=TOKENS_REMEMBERED)
+        """Tokens that the server has seen, and might repeat."""
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """Send the request, and once more with a fresh token if the first one was refused."""
         bearer = await self._found(None)
-        response = yield _with(request, bearer)
+        response = yield self._with(request, bearer)
         if response.status_code == UNAUTHORIZED and bearer is not None:
             fresh = await self._found(bearer)
             if fresh is not None and fresh.token != bearer.token:
                 bearer = fresh
-                response = yield _with(request, bearer)
+                response = yield self._with(request, bearer)
         if response.status_code == UNAUTHORIZED and self.refused is None:
             held = "its credential was refused" if bearer else "no vault of the session has a credential for it"
             self.refused = f"it answered 401, and {held}"
@@ -40,14 +44,15 @@ class VaultAuth(httpx2.Auth):
     async def _found(self, rejected: Bearer | None) -> Bearer | None:
         try:
             return await self._find(rejected)
-        except CredentialFailed as error:
-            self.refused = error.message
+        except CorralError as error:
+            self.refused = error.message.rstrip(".")
             return None
 
-
-def _with(request: httpx2.Request, bearer: Bearer | None) -> httpx2.Request:
-    if bearer is not None:
+    def _with(self, request: httpx2.Request, bearer: Bearer | None) -> httpx2.Request:
+        if bearer is None:
+            request.headers.pop("authorization", None)
+            return request
+        if bearer.token not in self.sent:
+            self.sent.append(bearer.token)
         request.headers["authorization"] = f"Bearer {bearer.token}"
-    else:
-        request.headers.pop("authorization", None)
-    return request
+        return request

@@ -22,6 +22,7 @@ from mcp_types import CallToolResult, Implementation, ToolListChangedNotificatio
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from corral.config_sections import McpSettings
+from corral.domain.scrubbing import scrubbed
 from corral.interfaces import McpTool
 from corral.mcp.bearer import FindBearer, VaultAuth
 from corral.mcp.limited import LimitedTransport
@@ -104,6 +105,10 @@ class Connection:
         except FAILURES as error:
             raise self._refused(error, "broke off the call") from error
 
+    def hidden(self, text: str) -> str:
+        """The text without tokens that the server was sent: it may have repeated one."""
+        return scrubbed(text, self._auth.sent)
+
     async def close(self) -> None:
         """Say goodbye, within reason. Idempotent."""
         self._closing.set()
@@ -118,7 +123,7 @@ class Connection:
         cursor: str | None = None
         for _ in range(PAGES_MAX):
             page = await self._client.list_tools(cursor=cursor, cache_mode="bypass")
-            found += [Listed(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
+            found += [Listed(tool.name, self.hidden(tool.description or ""), tool.input_schema) for tool in page.tools]
             cursor = page.next_cursor
             if cursor is None or len(found) >= self._settings.tools_max:
                 break
@@ -203,7 +208,7 @@ class Connection:
             auth=self._auth,
             headers=headers,
             timeout=httpx2.Timeout(settings.connect_seconds_max, read=settings.call_seconds_max),
-            transport=LimitedTransport(settings.result_bytes_max),
+            transport=LimitedTransport(settings.denied, settings.result_bytes_max),
         )
 
     async def _heard(self, message: IncomingMessage) -> None:
@@ -214,7 +219,7 @@ class Connection:
         if self._auth.refused is not None:
             message = f"The MCP server `{self.server}` does not let the session in: {self._auth.refused}."
             return Refused(message, is_authentication=True)
-        return Refused(f"The MCP server `{self.server}` {what}: {_reason(error)}")
+        return Refused(f"The MCP server `{self.server}` {what}: {self.hidden(_reason(error))}")
 
 
 def _has_http_refusal(error: BaseException) -> bool:

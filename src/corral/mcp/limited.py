@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import httpx2
+
+from corral.outbound import OutboundTransport
 
 EVENT_STREAM = "text/event-stream"
 
 
-class LimitedTransport(httpx2.AsyncHTTPTransport):
+class LimitedTransport(OutboundTransport):
     """Cuts off answers that are no event streams and go on too long."""
 
-    def __init__(self, bytes_max: int) -> None:
-        super().__init__()
+    def __init__(self, denied: Sequence[str], bytes_max: int) -> None:
+        super().__init__(denied)
         self._bytes_max = bytes_max
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """See `httpx2.AsyncBaseTransport`."""
-        # Compressed answers would be small here and large afterwards.
-        request.headers["accept-encoding"] = "identity"
         response = await super().handle_async_request(request)
         if not response.headers.get("content-type", "").startswith(EVENT_STREAM):
             assert isinstance(response.stream, httpx2.AsyncByteStream)

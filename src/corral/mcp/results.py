@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mcp_types import (
     AudioContent,
@@ -23,12 +23,12 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 PDF = "application/pdf"
 
 
-def blocks(result: CallToolResult) -> tuple[ResultBlock, ...]:
-    """The result's content; its structured content as JSON when there is no other."""
+def blocks(result: CallToolResult, hidden: Callable[[str], str]) -> tuple[ResultBlock, ...]:
+    """The result's content; its structured content as JSON when there is no other. `hidden` takes secrets out."""
     content = tuple(_block(block) for block in result.content)
     if not content and result.structured_content is not None:
-        return (TextBlock(text=json.dumps(result.structured_content, ensure_ascii=False)),)
-    return content
+        content = (TextBlock(text=json.dumps(result.structured_content, ensure_ascii=False)),)
+    return tuple(TextBlock(text=hidden(each.text)) if isinstance(each, TextBlock) else each for each in content)
 
 
 def text_of(content: Iterable[ResultBlock]) -> str:

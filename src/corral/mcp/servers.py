@@ -75,11 +75,14 @@ class SessionServers:
             connection = await self._connected(held, session, server)
             result = await connection.call(name, arguments)
         except Refused as refused:
+            if refused.is_authentication:
+                # The tools are gone for this turn, and the session is told why when they are next offered.
+                held.failures[server] = McpFailure(server, refused.message, is_authentication=True)
             return SandboxReply(content=(TextBlock(text=refused.message),), is_error=True)
         finally:
             held.calls -= 1
             self._touch(session.id)
-        return SandboxReply(content=results.blocks(result), is_error=bool(result.is_error))
+        return SandboxReply(content=results.blocks(result, connection.hidden), is_error=bool(result.is_error))
 
     async def forget(self, session_id: str) -> None:
         """See `McpServers.forget`."""

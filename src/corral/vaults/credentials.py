@@ -10,10 +10,10 @@ from datetime import timedelta
 from weakref import WeakValueDictionary
 
 import anyio
-import httpx2
 import msgspec
 import structlog
 
+from corral.config_sections import McpSettings, VaultSettings
 from corral.domain import credential as rules
 from corral.domain.credential import (
     CREDENTIAL_KIND,
@@ -27,13 +27,17 @@ from corral.domain.credential import (
 from corral.domain.credential_validation import ProbedRefresh, Validation
 from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, StoredVault
-from corral.errors import Conflict, CredentialFailed, Invalid, NotFound
+from corral.errors import Conflict, CredentialFailed, Invalid, MachineUnfit, NotFound
 from corral.interfaces import Bearer, Clock, Records, Sealing, Variable
-from corral.vaults import oauth, probing, validation
+from corral.vaults import oauth, validation
+from corral.vaults.probing import Prober
 
 log = structlog.get_logger(__name__)
 
+DEFAULTS, MCP_DEFAULTS = VaultSettings(), McpSettings()
 REFRESH_BEFORE = timedelta(seconds=60)
+GONE = "The credential was deleted just now."
+ARCHIVED = "The credential was archived just now."
 REFRESH_FAILED = "The access token expired and could not be refreshed ({status}); update the credential in its vault."
 
 
@@ -51,16 +55,24 @@ class _Found(msgspec.Struct, frozen=True):
 class VaultCredentials:
     """Implements `interfaces.Credentials`, over any `Records`."""
 
-    def __init__(self, records: Records, sealing: Sealing, clock: Clock) -> None:
+    def __init__(
+        self,
+        records: Records,
+        sealing: Sealing,
+        clock: Clock,
+        settings: VaultSettings = DEFAULTS,
+        mcp: McpSettings = MCP_DEFAULTS,
+    ) -> None:
         self._records, self._sealing, self._clock = records, sealing, clock
-        self._http: httpx2.AsyncClient | None = None
+        self._settings, self._denied = settings, mcp.denied
+        self._prober: Prober | None = None
         self._refreshing: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     async def close(self) -> None:
         """Drop connections. Idempotent."""
-        if self._http is not None:
-            await self._http.aclose()
-            self._http = None
+        if self._prober is not None:
+            await self._prober.close()
+            self._prober = None
 
     async def bearer(
         self, workspace_id: str, vault_ids: Sequence[str], url: str, *, rejected: Bearer | None = None
@@ -70,7 +82,10 @@ class VaultCredentials:
         for vault_id in vault_ids:
             for found in await self._active(workspace_id, vault_id):
                 if found.credential.key == key:
-                    return await self._fresh(found, rejected)
+                    try:
+                        return await self._fresh(found, rejected)
+                    except NotFound as error:
+                        raise CredentialFailed(GONE) from error
         return None
 
     async def variables(self, workspace_id: str, vault_ids: Sequence[str]) -> Sequence[Variable]:
@@ -92,13 +107,16 @@ class VaultCredentials:
         if found.stored.sealed is None:
             raise Invalid(f"credential {credential_id} is archived, and its secrets are gone")
         secret, refresh = self._secret(found), None
-        probe = await validation.probe(self._client(), auth.mcp_server_url, secret.value)
+        hidden = (secret.value, secret.refresh_token, secret.client_secret)
+        probe = await validation.probe(self._http(), auth.mcp_server_url, secret.value, hidden)
         if probe.unauthorized:
-            outcome = await oauth.refresh(self._client(), auth.refresh, secret, self._clock.now())
+            outcome = await oauth.refresh(self._http(), auth.refresh, secret, self._clock.now())
             refresh = ProbedRefresh(status=outcome.status, http_response=outcome.response)
             if outcome.status == "succeeded":
-                await self._keep(found, outcome)
-                probe = await validation.probe(self._client(), auth.mcp_server_url, outcome.token)
+                bearer = await self._keep(found, outcome)
+                probe = await validation.probe(
+                    self._http(), auth.mcp_server_url, bearer.token, (outcome.refresh_token, *hidden)
+                )
             elif outcome.status == "connect_error" or _may_pass(refresh):
                 probe = probe._replace(status="unknown")
         return Validation(
@@ -124,9 +142,11 @@ class VaultCredentials:
             bearer = self._bearer(found)
             if not self._is_stale(found, bearer, rejected):
                 return bearer
-            outcome = await oauth.refresh(self._client(), auth.refresh, self._secret(found), self._clock.now())
+            outcome = await oauth.refresh(self._http(), auth.refresh, self._secret(found), self._clock.now())
             if outcome.status != "succeeded":
                 log.warning("credential_refresh_failed", credential_id=found.credential.id, status=outcome.status)
+                if rejected is None and auth.expires_at is not None and auth.expires_at > self._clock.now():
+                    return bearer  # it is good for some seconds more
                 raise CredentialFailed(REFRESH_FAILED.format(status=outcome.status.replace("_", " ")))
             return await self._keep(found, outcome)
 
@@ -189,15 +209,19 @@ class VaultCredentials:
 
     def _secret(self, found: _Found) -> SecretHalf:
         if found.stored.sealed is None:
-            raise CredentialFailed("The credential was archived.")
+            raise CredentialFailed(ARCHIVED)
         credential = found.credential
-        data = self._sealing.open(credential.vault_id, found.key, found.stored.sealed, credential.id)
+        try:
+            data = self._sealing.open(credential.vault_id, found.key, found.stored.sealed, credential.id)
+        except MachineUnfit as error:
+            log.error("credential_cannot_be_opened", credential_id=credential.id, reason=error.message)
+            raise CredentialFailed(error.message) from error
         return msgspec.json.decode(data, type=SecretHalf)
 
-    def _client(self) -> httpx2.AsyncClient:
-        if self._http is None:
-            self._http = probing.client()
-        return self._http
+    def _http(self) -> Prober:
+        if self._prober is None:
+            self._prober = Prober(self._settings.request_seconds_max, self._denied)
+        return self._prober
 
 
 def _sealed(records: Sequence[Record], key: bytes) -> Iterator[_Found]:
@@ -209,6 +233,7 @@ def _sealed(records: Sequence[Record], key: bytes) -> Iterator[_Found]:
 
 def _may_pass(refresh: ProbedRefresh) -> bool:
     """Whether the token endpoint failed in a way that says nothing about the token."""
-    response = refresh.http_response
-    passing = (validation.TOO_MANY_REQUESTS,)
-    return response is not None and (response.status_code >= validation.SERVER_ERROR or response.status_code in passing)
+    if refresh.http_response is None:
+        return False
+    status = refresh.http_response.status_code
+    return not 400 <= status < validation.SERVER_ERROR or status == validation.TOO_MANY_REQUESTS

@@ -6,6 +6,7 @@ When to refresh and where the result is kept is in `credentials.py`.
 from __future__ import annotations
 
 import base64
+import re
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from urllib.parse import quote
@@ -15,9 +16,11 @@ import msgspec
 
 from corral.domain.credential import ClientSecretBasic, ClientSecretPost, Refresh, SecretHalf
 from corral.domain.credential_validation import ProbedResponse, RefreshStatus
-from corral.vaults import probing
+from corral.vaults.probing import Prober
 
 LIFETIME_SECONDS_MAX = 10 * 365 * 86_400
+TOKEN = re.compile(r"[\x21-\x7e]{1,16384}")
+"""What can stand in a header (RFC 6749, appendix A.12)."""
 
 
 class Refreshed(NamedTuple):
@@ -40,34 +43,37 @@ class _Tokens(msgspec.Struct):
     refresh_token: str | None = None
 
 
-async def refresh(http: httpx2.AsyncClient, settings: Refresh | None, secret: SecretHalf, now: datetime) -> Refreshed:
+async def refresh(prober: Prober, settings: Refresh | None, secret: SecretHalf, now: datetime) -> Refreshed:
     """Ask the token endpoint for a new access token."""
     if settings is None or not secret.refresh_token:
         return Refreshed("no_refresh_token")
-    form = {"grant_type": "refresh_token", "refresh_token": secret.refresh_token}
-    headers = {"accept": "application/json"}
+    # The client's id is there whatever the authentication: RFC 6749 allows it, and some servers insist (section 3.2.1).
+    form = {"grant_type": "refresh_token", "refresh_token": secret.refresh_token, "client_id": settings.client_id}
+    headers, hidden = {"accept": "application/json"}, [secret.value, secret.refresh_token, secret.client_secret]
     match settings.token_endpoint_auth:
         case ClientSecretBasic():
             # RFC 6749, section 2.3.1: both parts are form-encoded before they are joined.
             pair = f"{quote(settings.client_id, safe='')}:{quote(secret.client_secret or '', safe='')}"
             headers["authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+            hidden.append(pair)
         case ClientSecretPost():
-            form |= {"client_id": settings.client_id, "client_secret": secret.client_secret or ""}
+            form["client_secret"] = secret.client_secret or ""
         case _:
-            form["client_id"] = settings.client_id
+            pass
     form |= {name: value for name in ("scope", "resource") if (value := getattr(settings, name))}
     try:
-        reply = await probing.post(http, settings.token_endpoint, headers=headers, form=form)
+        reply = await prober.post(settings.token_endpoint, headers=headers, form=form)
     except (httpx2.HTTPError, httpx2.InvalidURL):
         return Refreshed("connect_error")
     try:
         if reply.status != 200:
             raise ValueError
         tokens = msgspec.json.decode(reply.body, type=_Tokens, strict=False)
-        if not tokens.access_token or tokens.token_type.lower() != "bearer":
+        if not TOKEN.fullmatch(tokens.access_token) or tokens.token_type.lower() != "bearer":
+            raise ValueError
+        if tokens.refresh_token and not TOKEN.fullmatch(tokens.refresh_token):
             raise ValueError
     except (ValueError, msgspec.DecodeError):
-        hidden = (secret.value, secret.refresh_token, secret.client_secret)
         return Refreshed("failed", response=reply.shown(hidden))
     seconds = tokens.expires_in
     lasts = seconds is not None and 0 < seconds <= LIFETIME_SECONDS_MAX

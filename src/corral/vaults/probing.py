@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import anyio
 import httpx2
 
 from corral.domain.credential_validation import ProbedResponse
+from corral.domain.scrubbing import scrubbed
+from corral.outbound import OutboundTransport
 
-SECONDS_MAX = 30.0
-BODY_BYTES_MAX = 64 * 1024
+BODY_BYTES_MAX = 4 * 1024 * 1024
 SHOWN_CHARACTERS_MAX = 2_000
-SECRET_CHARACTERS_MIN = 4
-"""Shorter ones would turn every text into stars."""
+TOKENS = re.compile(r'("(?:access_token|refresh_token|id_token|client_secret)"\s*:\s*)"(?:[^"\\]|\\.)*"?')
 
 
 class Reply(NamedTuple):
@@ -29,42 +31,52 @@ class Reply(NamedTuple):
         return self.status >= 400
 
     def shown(self, secrets: Iterable[str | None]) -> ProbedResponse:
-        """The reply as a person may see it: short, and without these secrets."""
-        text = scrubbed(self.body.decode("utf-8", "replace"), secrets)
+        """The reply as a person may see it: short, and without these secrets, however they are spelled."""
+        hidden = tuple(secrets)
+        text = TOKENS.sub(r'\1"[redacted]"', scrubbed(self.body.decode("utf-8", "replace"), hidden))
         return ProbedResponse(
             status_code=self.status,
-            content_type=self.headers.get("content-type", ""),
+            content_type=scrubbed(self.headers.get("content-type", ""), hidden)[:SHOWN_CHARACTERS_MAX],
             body=text[:SHOWN_CHARACTERS_MAX],
             body_truncated=len(text) > SHOWN_CHARACTERS_MAX or len(self.body) >= BODY_BYTES_MAX,
         )
 
 
-def client() -> httpx2.AsyncClient:
-    """A client for such requests; close it."""
-    return httpx2.AsyncClient(timeout=SECONDS_MAX, follow_redirects=False)
+class Prober:
+    """Makes such requests."""
 
+    def __init__(self, seconds_max: float, denied: tuple[str, ...]) -> None:
+        self._seconds_max = seconds_max
+        self._http = httpx2.AsyncClient(
+            timeout=seconds_max, follow_redirects=False, transport=OutboundTransport(denied), trust_env=False
+        )
 
-async def post(
-    http: httpx2.AsyncClient,
-    url: str,
-    *,
-    headers: Mapping[str, str],
-    form: Mapping[str, str] | None = None,
-    json: object = None,
-) -> Reply:
-    """One POST. Raises `httpx2.HTTPError` when there is no answer."""
-    async with http.stream("POST", url, headers=dict(headers), data=form, json=json) as response:
-        body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) >= BODY_BYTES_MAX:
-                break
-        return Reply(response.status_code, response.headers, bytes(body[:BODY_BYTES_MAX]))
+    async def post(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        form: Mapping[str, str] | None = None,
+        json: object = None,
+        enough: Callable[[bytes], bool] = lambda body: False,
+    ) -> Reply:
+        """One POST, whose answer is read up to its end, its limit, or until it is `enough`.
 
+        Raises `httpx2.HTTPError` or `httpx2.InvalidURL` when there is no answer in time."""
+        try:
+            with anyio.fail_after(self._seconds_max):
+                async with self._http.stream("POST", url, headers=dict(headers), data=form, json=json) as response:
+                    body = bytearray()
+                    async for chunk in response.aiter_bytes():
+                        body += chunk
+                        if len(body) >= BODY_BYTES_MAX or (b"\n" in chunk and enough(bytes(body))):
+                            break
+                    return Reply(response.status_code, response.headers, bytes(body[:BODY_BYTES_MAX]))
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("no answer in time") from error
+        except UnicodeError as error:
+            raise httpx2.InvalidURL("the URL or a header cannot be sent") from error
 
-def scrubbed(text: str, secrets: Iterable[str | None]) -> str:
-    """The text without the secrets."""
-    for secret in secrets:
-        if secret is not None and len(secret) >= SECRET_CHARACTERS_MIN:
-            text = text.replace(secret, "[redacted]")
-    return text
+    async def close(self) -> None:
+        """Drop connections."""
+        await self._http.aclose()
