@@ -135,9 +135,11 @@ def test_two_sessions_refresh_one_token_once(client: Anthropic, host: OAuthHost)
     login = Login(client, host, seconds=30)
     sessions = [session_on(client, host.url, vault_ids=[login.vault_id]) for _ in range(2)]
     answers: list[list[str]] = []
-    threads = [
-        threading.Thread(target=lambda each=each: answers.append(ask_in(client, each, login))) for each in sessions
-    ]
+
+    def work(session_id: str) -> None:
+        answers.append(ask_in(client, session_id, login))
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in sessions]
     for thread in threads:
         thread.start()
     for thread in threads:

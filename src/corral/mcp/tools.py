@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import structlog
 
@@ -18,6 +18,7 @@ from corral.interfaces import McpTool
 log = structlog.get_logger(__name__)
 
 NAME_CHARACTERS_MAX = 128
+SCHEMA_DEPTH_MAX = 64
 
 
 class Listed(NamedTuple):
@@ -56,6 +57,8 @@ def _unfit(tool: Listed, settings: McpSettings) -> str | None:
         return "its name is empty, too long or holds control characters"
     if tool.schema.get("type", "object") != "object":
         return "its input is not an object"
+    if _is_deeper(tool.schema, SCHEMA_DEPTH_MAX):
+        return "its input schema is nested too deeply"
     try:
         size = len(json.dumps(tool.schema))
     except (TypeError, ValueError, RecursionError):
@@ -63,3 +66,19 @@ def _unfit(tool: Listed, settings: McpSettings) -> str | None:
     if size > settings.schema_bytes_max:
         return f"its input schema has {size} bytes"
     return None
+
+
+def _is_deeper(schema: object, levels: int) -> bool:
+    """Whether objects and lists are nested more than so many levels deep. Without recursion: it may be very deep."""
+    level: list[object] = [schema]
+    for _ in range(levels):
+        level = [child for each in level for child in _children(each)]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return cast(dict[str, object], value).values()
+    return cast(list[object], value) if isinstance(value, list) else ()
