@@ -38,13 +38,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "mcp": BELOW | {"config_sections", "outbound"},
     "vaults": BELOW | {"config_sections", "outbound"},
     "console": frozenset(),
-    "app": BELOW | MIDDLE | {"config", "config_sections", "console", "catalogue", "keys"},
+    "app": BELOW | MIDDLE | {"config", "config_sections", "console", "catalogue", "keys", "tracing"},
     "catalogue": frozenset({"domain", "config_sections"}),
     "keys": BELOW,
+    "logs": frozenset({"config_sections"}),
+    "tracing": BELOW | {"config_sections"},
     "serving": frozenset({"errors", "config", "app"}),
     "moving": BELOW | {"api"},
     "commands": BELOW | {"config", "conformance", "app", "keys", "moving", "serving", "vaults"},
-    "cli": BELOW | {"config", "conformance", "app", "commands", "serving"},
+    "cli": BELOW | {"config", "config_sections", "conformance", "app", "commands", "logs", "serving"},
     "__main__": frozenset({"cli"}),
 }
 """What each part may import of Corral, itself aside. A part that is not listed here does not exist yet: decide."""
@@ -53,11 +55,11 @@ SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
     "sandboxes": frozenset(
         "attendant bases cgroups checkpoints connection directory disk egress lifecycle limited local packages packing "
-        "programs seccomp".split()
+        "programs seccomp series".split()
     ),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),
-    "storage": frozenset({"blob_drafts", "columns", "frames", "jobs", "named_sql", "transaction"}),
+    "storage": frozenset({"blob_drafts", "columns", "frames", "jobs", "named_sql", "series", "transaction"}),
 }
 """What the interchangeable siblings of a part may import. `local_server.py` belongs to `local.py` and is no sibling."""
 

@@ -29,6 +29,7 @@ from corral.engines.local import LocalEngine
 from corral.errors import MachineUnfit, NotFound
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
+from corral.harness.watching import Watch, WatchedProvider
 from corral.harness.worker import Harness
 from corral.interfaces import (
     Blobs,
@@ -59,7 +60,9 @@ from corral.storage import sqlite
 from corral.storage.blobs import DiskBlobs
 from corral.storage.named_sql import Migrated
 from corral.storage.s3_blobs import open_s3_blobs
+from corral.storage.series import StoreSeries
 from corral.tools import TOOLS
+from corral.tracing import open_tracer
 from corral.vaults import master_key
 from corral.vaults.credentials import VaultCredentials
 from corral.vaults.sealing import LocalKeyWrapper, VaultSealing
@@ -80,7 +83,9 @@ SANDBOXES: Mapping[str, Callable[[Settings, Callable[[Path], Egress]], Sandboxes
 class Stores(Protocol):
     """A backend that opens and prepares stores. Registered by URL scheme below."""
 
-    async def open(self, url: str, bus: Bus, clock: Clock, *, exclusive: bool) -> OpenStore:
+    async def open(
+        self, url: str, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
+    ) -> OpenStore:
         """Open the store, and bring its schema up to date. Raises `MachineUnfit`."""
         ...
 
@@ -102,9 +107,13 @@ class OpenStore(NamedTuple):
 class SqliteStores:
     """One file for one process."""
 
-    async def open(self, url: str, bus: Bus, clock: Clock, *, exclusive: bool) -> OpenStore:
+    async def open(
+        self, url: str, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
+    ) -> OpenStore:
         """See `Stores`."""
-        return OpenStore(await sqlite.open_store(url, bus, clock, exclusive=exclusive), bus, _nobody_else)
+        return OpenStore(
+            await sqlite.open_store(url, bus, clock, exclusive=exclusive, series=series), bus, _nobody_else
+        )
 
     async def migrate(self, url: str) -> Migrated:
         """See `Stores`."""
@@ -118,11 +127,13 @@ def _nobody_else(engine: Engine) -> None:
 class PostgresStores:
     """A database for several processes. Its driver is imported when it is needed."""
 
-    async def open(self, url: str, bus: Bus, clock: Clock, *, exclusive: bool) -> OpenStore:
+    async def open(
+        self, url: str, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
+    ) -> OpenStore:
         """See `Stores`."""
         with _driver("postgres"):
             from corral.storage import postgres
-        store = await postgres.open_store(url, bus, clock, exclusive=exclusive)
+        store = await postgres.open_store(url, bus, clock, exclusive=exclusive, series=series)
         notices = store.notices
 
         def listen(engine: Engine) -> None:
@@ -196,14 +207,15 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
     await sandboxes.start()
     catalogue = load_catalogue(settings.prices, settings.models)
     provider = provider or make_provider(settings)
-    bus = LocalBus(
-        frames_max=settings.server.stream_buffer_frames_max, bytes_max=settings.server.stream_buffer_bytes_max
-    )
+    bus = _bus(settings, registry)
     async with AsyncExitStack() as stack:
+        tracer = await stack.enter_async_context(open_tracer(settings.otel))
+        watch = Watch(registry, tracer, knows_model=lambda model: catalogue.price(model) is not None, tools=TOOLS)
+        provider = WatchedProvider(provider, watch)
         stack.push_async_callback(provider.close)
         stack.push_async_callback(sandboxes.close)
         store, shared_bus, listen = await stores_of(settings.database).open(
-            settings.database, bus, clock, exclusive=True
+            settings.database, bus, clock, exclusive=True, series=StoreSeries(registry)
         )
         stack.push_async_callback(store.close)
         blobs = await stack.enter_async_context(_blobs(settings))
@@ -216,10 +228,11 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         await stack.enter_async_context(sandboxes.attended(upkeep))
         mcp = SessionServers(credentials, settings.mcp)
         stack.push_async_callback(mcp.close)
-        engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max)
-        harness = Harness(
-            _parts(settings, store, catalogue, blobs=blobs, mcp=mcp, bus=bus, provider=provider, sandboxes=sandboxes)
+        engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max, registry=registry)
+        parts = _parts(
+            settings, store, catalogue, blobs=blobs, mcp=mcp, bus=bus, provider=provider, sandboxes=sandboxes
         )
+        harness = Harness(parts._replace(watch=watch))
         await engine.start(harness, await store.log.unfinished())
         stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
         listen(engine)
@@ -240,6 +253,11 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
             registry=registry,
         )
         yield Corral(create_app(services), api_key, first_start, store.log, bus, sandboxes)
+
+
+def _bus(settings: Settings, registry: CollectorRegistry) -> LocalBus:
+    frames_max, bytes_max = settings.server.stream_buffer_frames_max, settings.server.stream_buffer_bytes_max
+    return LocalBus(frames_max=frames_max, bytes_max=bytes_max, registry=registry)
 
 
 def _owner(log: EventLog) -> Callable[[str], Awaitable[str | None]]:

@@ -8,7 +8,6 @@ traceback.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import anyio
-import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from corral import config
+from corral.config_sections import LogSettings
 from corral.errors import CorralError
+from corral.logs import log_as
 
 T = TypeVar("T")
 
@@ -82,6 +82,7 @@ def serve(
             "sandbox.backend": sandbox,
         },
     )
+    log_as(settings.log)
     _run(lambda: _serve(settings))
 
 
@@ -90,7 +91,7 @@ def demo() -> None:
     """Start a server on a free port, let an agent write a file, and check the file."""
     from corral.commands.demo import demo as show
 
-    _log_from(logging.WARNING)
+    log_as(LogSettings(level="warning"))
     raise typer.Exit(_run(lambda: show(config.load(), out)))
 
 
@@ -104,7 +105,7 @@ def run(
     """Run one prompt, stream the answer, and list the files it left."""
     from corral.commands.run import run_prompt
 
-    _log_from(logging.WARNING)
+    log_as(LogSettings(level="warning"))
     settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
     raise typer.Exit(_run(lambda: run_prompt(settings, prompt, model, out)))
 
@@ -120,7 +121,7 @@ def doctor(
 
     settings = config.load(overrides={"data_dir": _text(data_dir), "sandbox.backend": sandbox})
     if part is Part.SANDBOX:
-        _log_from(logging.WARNING)
+        log_as(LogSettings(level="warning"))
     raise typer.Exit(_run(lambda: (examine_sandbox if part is Part.SANDBOX else examine)(settings, out)))
 
 
@@ -261,25 +262,9 @@ def _run(main: Callable[[], Awaitable[T]]) -> T:
     return anyio.run(main, backend_options={"use_uvloop": True})
 
 
-def _log_from(level: int) -> None:
-    """Log to stderr, from this level on."""
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,  # without local variables: they may hold secrets
-            plain if sys.stderr.isatty() else structlog.processors.LogfmtRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 def main() -> None:
     """Entry point."""
-    _log_from(logging.INFO)
+    log_as(LogSettings())
     try:
         app()
     except CorralError as error:

@@ -24,10 +24,12 @@ from corral.config_sections import (
     EgressSettings,
     HarnessSettings,
     LocalModelSettings,
+    LogSettings,
     McpSettings,
     ModelPrice,
     ModelRoute,
     OpenAISettings,
+    OtelSettings,
     PackagesSettings,
     SandboxSettings,
     Section,
@@ -71,6 +73,8 @@ class Settings(Section, frozen=True, kw_only=True):
     openai: OpenAISettings = OpenAISettings()
     budget: BudgetSettings = BudgetSettings()
     blobs: BlobSettings = BlobSettings()
+    log: LogSettings = LogSettings()
+    otel: OtelSettings = OtelSettings()
     models: tuple[ModelRoute, ...] = ()
     prices: Mapping[str, ModelPrice] = {}
     """Added to, and winning over, the table that ships with Corral."""
@@ -111,6 +115,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "CORRAL_MODEL_FILE": "local_model.file",
     "CORRAL_CACHE_DIR": "cache_dir",
     "CORRAL_MASTER_KEY": "secrets.master_key",
+    "CORRAL_LOG_FORMAT": "log.format",
+    "CORRAL_LOG_LEVEL": "log.level",
     "ANTHROPIC_API_KEY": "secrets.anthropic_api_key",
     "ANTHROPIC_AUTH_TOKEN": "secrets.anthropic_auth_token",
     "ANTHROPIC_BASE_URL": "anthropic_base_url",
@@ -145,6 +151,7 @@ def load(
         if value is not None:
             _set(tree, name, value)
     _add_machine(tree, environ)
+    _add_traces(tree, environ)
     tree.setdefault("data_dir", str(_user_dir(environ, "XDG_DATA_HOME", ".local/share")))
     tree.setdefault("cache_dir", str(_user_dir(environ, "XDG_CACHE_HOME", ".cache")))
     tree["data_dir"] = str(Path(str(tree["data_dir"])).expanduser().absolute())
@@ -172,6 +179,21 @@ def _add_machine(tree: dict[str, object], environ: Mapping[str, str]) -> None:
     direct = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
     egress |= {"upstream_proxy": proxy, "upstream_proxy_not_for": direct.replace(",", " ").split()}
     tree["egress"] = egress | given if isinstance(given, dict) else given
+
+
+def _add_traces(tree: dict[str, object], environ: Mapping[str, str]) -> None:
+    """Whether the standard variables ask for traces. Raises `MachineUnfit` when they ask for another protocol."""
+    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    exporter = environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    disabled = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or exporter != "otlp"
+    given = tree.get("otel", {})
+    asked = any(environ.get(name) for name in endpoints) and not disabled
+    if asked:
+        names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        protocol = next((environ[name] for name in names if environ.get(name)), "http/protobuf")
+        if protocol != "http/protobuf":
+            raise MachineUnfit(f"Traces are sent by http/protobuf only; the environment asks for {protocol}.")
+    tree["otel"] = {"traces": asked} | given if isinstance(given, dict) else given
 
 
 def _decode(kind: type, value: object) -> object:

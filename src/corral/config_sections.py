@@ -328,6 +328,31 @@ class McpSettings(Section, frozen=True, kw_only=True):
             ip_network(network, strict=False)
 
 
+LogFormat: TypeAlias = Literal["console", "logfmt", "json"]
+
+
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+
+class LogSettings(Section, frozen=True, kw_only=True):
+    """What the server writes to standard error: one line for each thing that happened, never what was said."""
+
+    format: LogFormat | None = None
+    """`json` is an object on each line. None: `console` on a terminal, `logfmt` elsewhere."""
+    level: LogLevel = "info"
+    """From which level on. Libraries are heard from `warning` on, whatever this says."""
+
+
+class OtelSettings(Section, frozen=True, kw_only=True):
+    """Traces by OpenTelemetry (`corral[otel]`): where they go, and all else, is in the standard OTEL_* variables."""
+
+    traces: bool = False
+    """True by itself when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set, unless
+    `OTEL_SDK_DISABLED` or `OTEL_TRACES_EXPORTER` say otherwise."""
+    content: bool = False
+    """Whether spans hold prompts, answers, and what tools took and gave, up to 32,768 characters each."""
+
+
 class VaultSettings(Section, frozen=True, kw_only=True):
     """Credentials that sessions use."""
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,8 +47,16 @@ cache_write_1h = 100.0
 class ServerProcess:
     """A server that can be killed and started again on the same data and port."""
 
-    def __init__(self, directory: Path, *, toml: str = "", database: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        toml: str = "",
+        database: str | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
+        self._variables = variables or {}
         self.sandboxes = directory / "sandboxes"
         self.sandboxes.mkdir()
         self.config = directory / "corral.toml"
@@ -64,6 +72,7 @@ class ServerProcess:
             "HOME": str(self.directory),
             "CORRAL_API_KEY": API_KEY,
             "CORRAL_SANDBOX_DIR": str(self.sandboxes),
+            **self._variables,
         }
         command = [sys.executable, "-m", "corral", "serve", "--port", str(self.port), "--config", str(self.config)]
         command += ["--data-dir", str(self.directory / "data")]
@@ -114,12 +123,14 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(toml: str = "", *, database: str | None = None) -> Generator[ServerProcess]:
+def serving(
+    toml: str = "", *, database: str | None = None, variables: Mapping[str, str] | None = None
+) -> Generator[ServerProcess]:
     """A server with settings of the test's own."""
     # Not under `tmp_path`: that is closed to the users that sandboxes run as when the tests run as root.
     directory = Path(tempfile.mkdtemp(prefix="corral-e2e-"))
     directory.chmod(0o711)
-    running = ServerProcess(directory, toml=toml, database=database)
+    running = ServerProcess(directory, toml=toml, database=database, variables=variables)
     try:
         running.start()
         yield running

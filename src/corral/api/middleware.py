@@ -15,6 +15,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from corral.api import errors
 from corral.api.admission import Endpoint, admit
@@ -76,6 +77,9 @@ class Gateway:
             await self._fallback(scope, receive, send)
             return
         exchange = Exchange(send)
+        # Each request is a task of its own, with a context of its own; nothing need be unbound.
+        clear_contextvars()
+        bind_contextvars(request_id=exchange.request_id)
         try:
             answer = await self._answer(scope, receive, exchange)
             if exchange.stream:
@@ -92,6 +96,8 @@ class Gateway:
     async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange) -> ASGIApp:
         endpoint, path = self._route(scope)
         exchange.route, exchange.stream = endpoint.path, endpoint.is_stream
+        if "session_id" in path:
+            bind_contextvars(session_id=path["session_id"])
         headers = Headers(scope=scope)
         key = await admit(self._services, self._rates, endpoint, headers)
         call = Call(
@@ -124,7 +130,7 @@ class Gateway:
 
     async def _refuse(self, error: Exception, scope: Scope, exchange: Exchange) -> None:
         if errors.is_bug(error):
-            log.error("request_failed", request_id=exchange.request_id, path=scope["path"], exc_info=error)
+            log.error("request_failed", path=scope["path"], exc_info=error)
         if exchange.status and not exchange.stream:
             return  # a file broke off: the server cuts the connection, and the client misses bytes it was promised
         if exchange.status:
@@ -149,7 +155,6 @@ class Gateway:
             self._metrics.seconds.labels(method, exchange.route).observe(seconds)
         log.info(
             "request",
-            request_id=exchange.request_id,
             method=scope["method"],
             path=scope["path"],
             status=exchange.status,

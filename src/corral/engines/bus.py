@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 
 import anyio
+from prometheus_client import CollectorRegistry, Counter
 
 from corral.errors import Unavailable
 from corral.interfaces import Frame
@@ -40,9 +41,11 @@ class LocalSubscription:
             return
         if len(self._frames) >= self._bus.frames_max or self._bytes + len(frame.data) > self._bus.bytes_max:
             if frame.preview_of is not None:
+                self._bus.dropped.inc()
                 self._followed.discard(frame.preview_id or "")
                 return
             self._cut_off = True
+            self._bus.cut_off.inc()
             self._frames.clear()
         else:
             self._frames.append(frame)
@@ -100,9 +103,14 @@ class LocalSubscription:
 class LocalBus:
     """Frames within one process."""
 
-    def __init__(self, *, frames_max: int, bytes_max: int) -> None:
+    def __init__(self, *, frames_max: int, bytes_max: int, registry: CollectorRegistry | None = None) -> None:
         self.frames_max = frames_max
         self.bytes_max = bytes_max
+        registry = registry or CollectorRegistry()
+        self.dropped = Counter(
+            "corral_stream_previews_dropped", "Previews that slow readers did not get.", registry=registry
+        )
+        self.cut_off = Counter("corral_stream_readers_cut_off", "Readers too slow for the facts.", registry=registry)
         self._readers: dict[str, dict[LocalSubscription, None]] = {}
 
     def publish(self, frames: Sequence[Frame]) -> None:

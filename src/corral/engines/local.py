@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import Context
 
 import structlog
+from prometheus_client import CollectorRegistry, Gauge
 
 from corral.errors import CorralError, NotFound, StaleEpoch, Unavailable
 from corral.interfaces import Worker
@@ -53,12 +55,18 @@ class _Run:
 class LocalEngine:
     """Runs sessions as tasks of this process."""
 
-    def __init__(self, *, sessions_running_max: int, retry_seconds: float = 1.0) -> None:
+    def __init__(
+        self, *, sessions_running_max: int, retry_seconds: float = 1.0, registry: CollectorRegistry | None = None
+    ) -> None:
         self._retry_seconds = retry_seconds
+        self._with_slot = 0
         self._slots = asyncio.Semaphore(sessions_running_max)
         self._runs: dict[str, _Run] = {}
         self._worker: Worker | None = None
         self._stopping = False
+        registry = registry or CollectorRegistry()
+        waiting = Gauge("corral_sessions_waiting", "Sessions with work that wait for a slot.", registry=registry)
+        waiting.set_function(lambda: len(self._runs) - self._with_slot)
 
     async def start(self, worker: Worker, sessions: Sequence[str]) -> None:
         """Begin; `sessions` were unfinished when the last server stopped."""
@@ -96,21 +104,31 @@ class LocalEngine:
     def _launch(self, session_id: str, *, inherited: bool) -> None:
         # A task for each session, owned by `_runs` and awaited by `stop`: sessions live longer than any request.
         run = self._runs[session_id] = _Run()
-        run.task = asyncio.create_task(self._run(session_id, run, inherited=inherited), name=session_id)
+        # In a context of its own: what the log says of the request that woke it is not true of what comes later.
+        run.task = asyncio.create_task(
+            self._run(session_id, run, inherited=inherited), name=session_id, context=Context()
+        )
 
     async def _run(self, session_id: str, run: _Run, *, inherited: bool) -> None:
         """Advance the session for as long as it is woken."""
         try:
             async with self._slots:
-                while True:
-                    run.woken = False
-                    inherited = await self._advance(session_id, run, inherited=inherited)
-                    if not (run.woken or inherited) or self._stopping:
-                        return
+                self._with_slot += 1
+                try:
+                    await self._advance_while_woken(session_id, run, inherited=inherited)
+                finally:
+                    self._with_slot -= 1
         finally:
             del self._runs[session_id]
             if run.woken and not self._stopping:
                 self._launch(session_id, inherited=True)
+
+    async def _advance_while_woken(self, session_id: str, run: _Run, *, inherited: bool) -> None:
+        while True:
+            run.woken = False
+            inherited = await self._advance(session_id, run, inherited=inherited)
+            if not (run.woken or inherited) or self._stopping:
+                return
 
     async def _advance(self, session_id: str, run: _Run, *, inherited: bool) -> bool:
         """One `advance`; True when it must be tried again."""

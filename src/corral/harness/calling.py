@@ -85,6 +85,14 @@ class Caller:
 
     async def run(self, call_id: str, call: OpenCall, *, resumed: bool) -> ev.AgentToolResult | ev.AgentMcpToolResult:
         """Run one call, or collect what an earlier worker began (`resumed`)."""
+        with self._parts.watch.tool_call(call_id, call.name, call.input, server=call.server) as seen:
+            result = await self._result(call_id, call, resumed=resumed)
+            seen.answered(result.content, is_error=result.is_error)
+            return result
+
+    async def _result(
+        self, call_id: str, call: OpenCall, *, resumed: bool
+    ) -> ev.AgentToolResult | ev.AgentMcpToolResult:
         if call.server is not None:
             return await self._run_mcp(call_id, call, call.server, resumed=resumed)
         try:

@@ -66,6 +66,12 @@ class Compaction(NamedTuple):
 
 async def compact(parts: Parts, session: Session, context: Context) -> Compaction | ProviderError:
     """Ask for the summary of all but the newest messages; a failure is returned, as in `asking.py`."""
+    compaction = await _compact(parts, session, context)
+    parts.watch.compacted("ok" if isinstance(compaction, Compaction) else type(compaction).__name__)
+    return compaction
+
+
+async def _compact(parts: Parts, session: Session, context: Context) -> Compaction | ProviderError:
     window = parts.window(session.agent.model.id)
     kept = _kept(context.messages, int(window * parts.settings.compact_keeps))
     older = context.messages[: len(context.messages) - kept]

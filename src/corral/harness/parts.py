@@ -8,6 +8,7 @@ from typing import NamedTuple
 from corral.config_sections import HarnessSettings
 from corral.domain.model import ListPrice
 from corral.harness.attachments import Attachments
+from corral.harness.watching import UNWATCHED, Watch
 from corral.interfaces import Blobs, Bus, Clock, EventLog, McpServers, Provider, Records, Sandboxes, Tool
 
 
@@ -31,3 +32,4 @@ class Parts(NamedTuple):
     """Whether the organisation's spend limit is reached."""
     clock: Clock
     settings: HarnessSettings
+    watch: Watch = UNWATCHED

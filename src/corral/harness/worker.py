@@ -7,7 +7,9 @@ next turn costs the new events and not the history. They are a cache; the log ca
 from __future__ import annotations
 
 import anyio
+from structlog.contextvars import bound_contextvars
 
+from corral.domain.turn import Rest
 from corral.errors import NotFound
 from corral.harness.context import Context
 from corral.harness.deciding import following, unchanged
@@ -27,6 +29,10 @@ class Harness:
 
     async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
         """Advance the session until it rests. See `interfaces.Worker`."""
+        with bound_contextvars(session_id=session_id):
+            await self._advance(session_id, interrupted, inherited=inherited)
+
+    async def _advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
         interrupted.clear()  # the claim reads the queue: what was signalled before it is in there
         claim = await self._claim(session_id)
         epoch, context = self._contexts.pop(session_id, (0, Context()))
@@ -37,11 +43,18 @@ class Harness:
                 running = Turn(
                     self._parts, claim, context, interrupted=interrupted, background=background, inherited=inherited
                 )
-                await running.run()
+                await self._watched(running, claim, inherited=inherited)
                 background.cancel_scope.cancel()
         self._contexts[session_id] = (claim.epoch, context)
         while len(self._contexts) > self._parts.settings.contexts_cached_max:
             del self._contexts[next(iter(self._contexts))]
+
+    async def _watched(self, running: Turn, claim: Claim, *, inherited: bool) -> None:
+        if isinstance(claim.committed.step, Rest):
+            await running.run()  # woken for nothing, which is no turn
+            return
+        with self._parts.watch.turn(claim.committed.session, inherited=inherited):
+            await running.run()
 
     async def _claim(self, session_id: str) -> Claim:
         try:

@@ -25,6 +25,7 @@ from corral.errors import CorralError
 from corral.interfaces import Upkeep
 from corral.sandboxes.checkpoints import Checkpoints
 from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.series import SandboxSeries
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +52,8 @@ class Backend(Protocol):
 class Attendant:
     """See the module."""
 
-    def __init__(self, settings: SandboxSettings, root: Path, backend: Backend) -> None:
-        self._settings, self._root, self._backend = settings, root, backend
+    def __init__(self, settings: SandboxSettings, root: Path, backend: Backend, series: SandboxSeries) -> None:
+        self._settings, self._root, self._backend, self._series = settings, root, backend, series
         self._resting: asyncio.Queue[str] = asyncio.Queue()
         """Sessions whose sandboxes want to be put away; each at most a few times."""
         self._first = True
@@ -92,6 +93,7 @@ class Attendant:
         except (CorralError, OSError) as error:
             # A full disk, a blob store that does not answer: the files stay here, and are looked for again later.
             log.warning("sandbox_not_put_away", session_id=session_id, reason=str(error))
+            self._series.checkpoint("failed")
 
     async def _look(self, upkeep: Upkeep, checkpoints: Checkpoints) -> None:
         while True:

@@ -326,6 +326,21 @@ async def _connect(socket_path: Path) -> tuple[asyncio.StreamReader, asyncio.Str
         raise
 
 
+def listen(path: Path, waiting_max: int) -> socket.socket:
+    """A new socket at `path` that listens, in place of what was there; only this user can connect."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_socket_path(path) as short:
+            listener.bind(short)
+        path.chmod(0o600)
+        listener.listen(waiting_max)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 @contextmanager
 def short_socket_path(path: Path) -> Generator[str]:
     """A name for the socket that fits into the 108 bytes the kernel allows, valid inside the `with`."""

@@ -29,6 +29,7 @@ from corral.sandboxes import directory_files
 from corral.sandboxes.checkpoints import Checkpoint, Checkpoints, Kept
 from corral.sandboxes.directory import PACKED_FOLDERS, Life, SessionDirectory
 from corral.sandboxes.packing import pack, unpack
+from corral.sandboxes.series import SandboxSeries
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +74,8 @@ class _Known(NamedTuple):
 class Lifecycle:
     """Puts files away and brings them back, once it knows where to."""
 
-    def __init__(self, settings: SandboxSettings, *, as_server: bool) -> None:
-        self._settings = settings
+    def __init__(self, settings: SandboxSettings, series: SandboxSeries, *, as_server: bool) -> None:
+        self._settings, self._series = settings, series
         self._as_server = as_server
         """Whether sandboxes run as the server's own user, so that files in them may belong to it."""
         self._upkeep: Upkeep | None = None
@@ -160,6 +161,7 @@ class Lifecycle:
             await self._checkpoints.expire(session_id, workspace_id, generation=generation, created_at=known.created_at)
         await anyio.to_thread.run_sync(directory.drop_files)
         log.info("sandbox_expired", session_id=session_id)
+        self._series.checkpoint("expired")
 
     async def _save(self, directory: SessionDirectory, session_id: str, workspace_id: str, known: _Known) -> None:
         assert self._upkeep is not None and self._checkpoints is not None
@@ -179,6 +181,7 @@ class Lifecycle:
         except TimeoutError as error:
             raise SandboxUnavailable("Putting the sandbox's files away takes too long.") from error
         log.info("sandbox_put_away", session_id=session_id)
+        self._series.checkpoint("put_away")
 
     async def _restore(self, directory: SessionDirectory, kept: Kept) -> None:
         checkpoint, limits = kept.checkpoint, self._settings
@@ -197,6 +200,7 @@ class Lifecycle:
             life = Life(created_at=life.created_at, generation=life.generation, notice=FILES_LOST)
         await anyio.to_thread.run_sync(directory.take_files, begun, life)
         log.info("sandbox_brought_back", session_id=kept.session_id)
+        self._series.checkpoint("brought_back")
 
     async def _verified(self, checkpoint: Checkpoint) -> AsyncGenerator[bytes]:
         """The archive's bytes. Raises `SandboxUnavailable` at the end when they are not those that were stored."""

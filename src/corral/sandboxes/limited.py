@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import Context
 from pathlib import Path
 
 import anyio
@@ -105,7 +106,7 @@ class Watch:
             limited = self._limited[session_id] = Limited(connection, directory, group, self)
         if self._task is None or self._task.done():
             # It belongs to all sandboxes together, so no request's task group can own it; `close` ends it.
-            self._task = asyncio.create_task(self._watch(), name="disk watch")
+            self._task = asyncio.create_task(self._watch(), name="disk watch", context=Context())
         return limited
 
     def wake_for(self, limited: Limited) -> None:

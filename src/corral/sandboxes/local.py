@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -33,13 +32,14 @@ from corral.interfaces import Blobs, Fact, Sandbox, Upkeep
 from corral.sandboxes import directory_files
 from corral.sandboxes.attendant import Attendant
 from corral.sandboxes.cgroups import Group
-from corral.sandboxes.connection import Connection, Hello, News, greet, short_socket_path
+from corral.sandboxes.connection import Connection, Hello, News, greet, listen
 from corral.sandboxes.directory import KILL_SECONDS_MAX, Record, SessionDirectory
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.attachment import Attachments
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.lifecycle import RESTARTED, Lifecycle, in_use
 from corral.sandboxes.limited import Watch
+from corral.sandboxes.series import SandboxSeries
 
 log = structlog.get_logger(__name__)
 
@@ -101,12 +101,14 @@ class LocalSandboxes(ABC):
         self.egress = egress or Egress(EgressSettings(), root / "egress")
         """The way out of these sandboxes."""
         self._attachments = Attachments(self.egress)
-        self._lifecycle = Lifecycle(settings, as_server=self.as_server)
-        self._attendant = Attendant(settings, root, self)
+        self._series = SandboxSeries(self.egress.registry)
+        self._lifecycle = Lifecycle(settings, self._series, as_server=self.as_server)
+        self._attendant = Attendant(settings, root, self, self._series)
         self._putting_away: dict[str, anyio.CancelScope] = {}
         self._lost_told: set[str] = set()
         """Sessions that have heard that their last sandbox stopped."""
         self._connections: dict[str, Connection] = {}
+        self._series.watch(lambda: len(self._connections))
         self._watch = Watch(settings, root)
         self._children: dict[str, _Child] = {}
         self._mounted: dict[str, Mapping[str, str]] = {}
@@ -206,8 +208,9 @@ class LocalSandboxes(ABC):
             try:
                 connection = await self._find(directory, session_id)
                 if connection is None:
-                    await self._lifecycle.revive(directory, session_id)
-                    connection = await self._launch(directory, session_id, recipe)
+                    with self._series.starting():
+                        await self._lifecycle.revive(directory, session_id)
+                        connection = await self._launch(directory, session_id, recipe)
                 connection.on_idle = partial(self._rest, session_id, connection)
                 self._connections[session_id] = connection
                 return connection
@@ -225,6 +228,7 @@ class LocalSandboxes(ABC):
         hello = await greet(directory.socket, self._settings)
         if hello is not None:
             await self._attachments.attach_again(directory, session_id, record.pid)
+            self._series.found()
             return self._connected(directory, hello, record, "")
         # It may hang rather than be gone; two over the same files must never be.
         await anyio.to_thread.run_sync(self.kill, directory)
@@ -278,7 +282,7 @@ class LocalSandboxes(ABC):
             directory.put_life(in_use(life))
 
     def _launch_recorded(self, directory: SessionDirectory, recipe: Recipe) -> Launched:
-        listener = _listen(directory)
+        listener = listen(directory.socket, CONNECTIONS_WAITING_MAX)
         try:
             launched = self.launch(directory, listener.fileno(), recipe)
         finally:
@@ -482,17 +486,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _listen(directory: SessionDirectory) -> socket.socket:
-    directory.socket.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with short_socket_path(directory.socket) as short:
-            listener.bind(short)
-        directory.socket.chmod(0o600)
-        listener.listen(CONNECTIONS_WAITING_MAX)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -21,6 +21,7 @@ from corral.storage import postgres_records as records
 from corral.storage.postgres_connection import Readers, connect_writer, explained, migrate
 from corral.storage.postgres_notices import Notices
 from corral.storage.postgres_writer import Writer
+from corral.storage.series import StoreSeries
 from corral.storage.transaction import admit
 
 BATCH_OPERATIONS_MAX = 1_000
@@ -39,6 +40,7 @@ async def open_store(
     waiting_operations_max: int = WAITING_OPERATIONS_MAX,
     sessions_cached_max: int = SESSIONS_CACHED_MAX,
     read_connections_max: int = READ_CONNECTIONS_MAX,
+    series: StoreSeries | None = None,
 ) -> PostgresStore:
     """Open the database at a URL `postgresql://user:password@host:port/name` and bring its schema up to date.
 
@@ -61,6 +63,7 @@ async def open_store(
             batch_operations_max=batch_operations_max,
             waiting_operations_max=waiting_operations_max,
             sessions_cached_max=sessions_cached_max,
+            series=series or StoreSeries(),
         )
         notices.forget = writer.forget
         undo.pop_all()

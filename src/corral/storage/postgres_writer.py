@@ -17,6 +17,7 @@ raises the epoch, and a commit that was still on its way finds another version a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -47,6 +48,7 @@ from corral.storage.postgres_rows import (
     read_stored,
     session_columns,
 )
+from corral.storage.series import StoreSeries
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -93,6 +95,7 @@ class Writer:
         batch_operations_max: int,
         waiting_operations_max: int,
         sessions_cached_max: int,
+        series: StoreSeries,
     ) -> None:
         self._url = url
         self._connection = connection
@@ -105,6 +108,8 @@ class Writer:
         self._numbers: list[int] = []
         self._submitted: list[tuple[Job[Batch], _Need]] = []
         self._waiting = 0
+        self._series = series
+        series.watch(lambda: self._waiting)
         self._ready = asyncio.Event()
         self._closed = False
         # Owned here and awaited by `close`: it must outlive every caller.
@@ -154,7 +159,9 @@ class Writer:
             while self._submitted:
                 taken = self._submitted[: self._batch_operations_max]
                 del self._submitted[: len(taken)]
+                began = time.perf_counter()
                 published = await self._commit(taken)
+                self._series.committed(len(taken), time.perf_counter() - began)
                 self._settle(published, taken)
             if self._closed:
                 return

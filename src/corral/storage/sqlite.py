@@ -20,6 +20,7 @@ from corral.domain.session import Session, SessionState
 from corral.interfaces import Bus, Claim, Clock, Committed, Decide, Restored, Snapshot, nothing
 from corral.storage import sqlite_reads as reads
 from corral.storage.named_sql import Migrated
+from corral.storage.series import StoreSeries
 from corral.storage.sqlite_file import Lock, open_exclusive, open_shared, path_of, version_at
 from corral.storage.sqlite_writer import Writer
 from corral.storage.transaction import admit
@@ -40,6 +41,7 @@ async def open_store(
     waiting_operations_max: int = WAITING_OPERATIONS_MAX,
     sessions_cached_max: int = SESSIONS_CACHED_MAX,
     read_connections_max: int = READ_CONNECTIONS_MAX,
+    series: StoreSeries | None = None,
 ) -> SqliteStore:
     """Open or make the database at a URL `sqlite:///path` or a path, and bring its schema up to date.
 
@@ -59,6 +61,7 @@ async def open_store(
         batch_operations_max=batch_operations_max,
         waiting_operations_max=waiting_operations_max,
         sessions_cached_max=sessions_cached_max,
+        series=series or StoreSeries(),
     )
     return SqliteStore(lock, connection, writer, reads.Readers(path, read_connections_max))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -22,6 +23,7 @@ import anyio.to_thread
 from corral.errors import Unavailable
 from corral.interfaces import Bus, Clock, Frame
 from corral.storage.jobs import Caught, Job
+from corral.storage.series import StoreSeries
 from corral.storage.sqlite_batch import Batch
 from corral.storage.sqlite_rows import SQL, Stored
 
@@ -40,6 +42,7 @@ class Writer:
         batch_operations_max: int,
         waiting_operations_max: int,
         sessions_cached_max: int,
+        series: StoreSeries,
     ) -> None:
         self._connection = connection
         self._bus = bus
@@ -53,6 +56,8 @@ class Writer:
         self._queue: SimpleQueue[list[Job[Batch]] | None] = SimpleQueue()
         self._submitted: list[Job[Batch]] = []
         self._waiting = 0
+        self._series = series
+        series.watch(lambda: self._waiting)
         self._closed = False
         self._os_thread = threading.Thread(target=self._work, name="corral-sqlite-writer", daemon=True)
         self._os_thread.start()
@@ -92,7 +97,9 @@ class Writer:
             jobs, last = self._collect(first)
             for start in range(0, len(jobs), self._batch_operations_max):
                 batch = jobs[start : start + self._batch_operations_max]
+                began = time.perf_counter()
                 frames = self._commit(batch)
+                self._series.committed(len(batch), time.perf_counter() - began)
                 self._loop.call_soon_threadsafe(self._deliver, frames, batch)
             if last:
                 return

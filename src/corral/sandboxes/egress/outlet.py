@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import Context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +75,8 @@ class Egress:
         self._keeping: asyncio.Task[None] | None = None
         self._lock = anyio.Lock()
         self._started = False
-        registry = registry or CollectorRegistry()
+        self.registry = registry = registry or CollectorRegistry()
+        """Where the series of sandboxes and their way out are."""
         self._refused = Counter(
             "corral_egress_refused", "Connections and requests of sandboxes refused.", ("reason",), registry=registry
         )
@@ -144,8 +146,9 @@ class Egress:
         self.detach_now(key)
         self._served[key] = _Served(listener, policy)
         if self._keeping is None:
+            # With a context of its own: what log lines say of the session that came first is not true of the others.
             # It outlives the request that came first, so no request's task group can own it; `close` awaits it.
-            self._keeping = asyncio.create_task(self._keep(), name="egress proxy")
+            self._keeping = asyncio.create_task(self._keep(), name="egress proxy", context=Context())
         self._tell(orders.Serve(key, policy), listener)
 
     async def detach(self, key: str) -> None:

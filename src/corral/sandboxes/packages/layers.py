@@ -26,6 +26,7 @@ import subprocess
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import Context
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -115,7 +116,9 @@ class Layers:
         if task is None:
             self._refuse_again(key)
             # Owned by `_builds` and awaited by `close`: a build outlives the turn that first asked for it.
-            task = self._builds[key] = asyncio.create_task(self._build(key, packages), name=f"layer {key}")
+            task = self._builds[key] = asyncio.create_task(
+                self._build(key, packages), name=f"layer {key}", context=Context()
+            )
             task.add_done_callback(lambda _: self._builds.pop(key, None))
         result = await asyncio.shield(task)
         if isinstance(result, PackagesFailed):
