@@ -110,16 +110,21 @@ class Server:
             if "database system is ready to accept connections" in line:
                 break
         else:
+            watchdog.cancel()
+            self._process.stderr.close()
             raise AssertionError(f"PostgreSQL did not start: {''.join(said)}")
         watchdog.cancel()
         # What it says from now on must go somewhere, or its pipe fills up.
-        threading.Thread(target=_drain, args=(self._process,), daemon=True).start()
+        self._draining = threading.Thread(target=_drain, args=(self._process,), daemon=True)
+        self._draining.start()
 
     def kill(self) -> None:
         """SIGKILL to the postmaster; its children notice and go as well."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(START_SECONDS_MAX)
+            # The pipe ends with the last of the children, and none can be started again before.
+            self._draining.join(START_SECONDS_MAX)
             self._process = None
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, Host)
         self.server.seen.append(f"{self.headers['host']} {self.path}")
+        self.server.authorizations.append(self.headers.get("authorization"))
         kind, _, value = self.path[1:].partition("/")
         if kind == "redirect":
             self.send_response(302)
@@ -84,6 +85,7 @@ class Host(http.server.ThreadingHTTPServer):
 
     def __init__(self, name: str, context: ssl.SSLContext | None) -> None:
         self.name, self.seen = name, list[str]()
+        self.authorizations = list[str | None]()
         super().__init__(("127.0.0.1", 0), _Handler)
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)

@@ -53,7 +53,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", mode: int
 def tampered(*members: tarfile.TarInfo) -> bytes:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
-        archive.addfile(member("workspace", tarfile.DIRTYPE))
+        archive.addfile(member("workspace", tarfile.DIRTYPE, mode=0o700))
         for each in members:
             archive.addfile(each)
     return zstd.compress(data.getvalue())

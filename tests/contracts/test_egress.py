@@ -5,91 +5,24 @@ The servers are reached by names that the operator's settings give them, on an a
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from itertools import count
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import ParamSpec
 
-import anyio
 import pytest
-from prometheus_client import CollectorRegistry
 
-from corral.config_sections import EgressSettings, SandboxSettings
-from corral.domain.content import TextBlock
+from corral.config_sections import SandboxSettings
 from corral.domain.environment import SEALED, Limited, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.interfaces import Sandbox, SandboxCall
-from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import remove_tree
-from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.process import ProcessSandboxes
+from tests import docker_engine
 from tests.contracts.egress_hosts import ALLOWED, OTHER, Hosts, hosts
+from tests.contracts.egress_world import ONE_HOST, Server, bounded
 
 pytestmark = pytest.mark.requirement("F035")
-P = ParamSpec("P")
-SECONDS_MAX = 120
-ONE_HOST = Recipe(networking=Limited(allowed_hosts=(ALLOWED,)))
-
-
-def bounded(check: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    @functools.wraps(check)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with anyio.fail_after(SECONDS_MAX):
-            await check(*args, **kwargs)
-
-    return pytest.mark.anyio(run)
-
-
-class Server:
-    """What one server process has, and a shell in each of its sandboxes."""
-
-    def __init__(self, root: Path, settings: EgressSettings, *, own_ports: tuple[int, ...] = ()) -> None:
-        self.registry = CollectorRegistry()
-        self.sandboxes = BubblewrapSandboxes(
-            SandboxSettings(directory=str(root)),
-            root,
-            lambda place: Egress(settings, place, own_ports=own_ports, registry=self.registry),
-        )
-
-    async def open(self, session_id: str = "sesn_1", recipe: Recipe = ONE_HOST) -> Shell:
-        """A sandbox by this recipe."""
-        return Shell(await self.sandboxes.open(session_id, recipe))
-
-    def refused(self, reason: str) -> float:
-        """How often, by the metrics."""
-        return self.registry.get_sample_value("corral_egress_refused_total", {"reason": reason}) or 0
-
-    async def counted(self, reason: str) -> None:
-        """Wait until a refusal is among the metrics."""
-        for _ in range(1_000):
-            if self.refused(reason):
-                return
-            await anyio.sleep(0.02)
-        pytest.fail(f"{reason} was not counted")
-
-
-class Shell:
-    """Runs commands in one sandbox."""
-
-    numbers = count(1)
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-
-    async def __call__(self, command: str) -> str:
-        """What it says, and `exit N` when that is not 0."""
-        arguments = {"command": f"{{ {command}\n}} 2>&1; code=$?; [ $code = 0 ] || echo exit $code"}
-        call = SandboxCall(call_id=f"sevt_{next(self.numbers)}", operation="bash", arguments=arguments)
-        reply = await self._sandbox.call(call)
-        return "".join(block.text for block in reply.content if isinstance(block, TextBlock))
-
-    async def python(self, program: str) -> str:
-        """What a Python program says."""
-        return await self(f"python3 - <<'END'\n{program}\nEND")
 
 
 @pytest.fixture
@@ -106,9 +39,12 @@ def world(root: Path) -> Iterator[Hosts]:
         yield found
 
 
-@pytest.fixture
-async def server(root: Path, world: Hosts) -> AsyncIterator[Server]:
-    server = Server(root, world.settings())
+@pytest.fixture(params=["bubblewrap", "docker"])
+async def server(request: pytest.FixtureRequest, root: Path, world: Hosts) -> AsyncIterator[Server]:
+    """With each backend that isolates."""
+    if request.param == "docker" and (reason := docker_engine.why_not()):
+        pytest.skip(reason)
+    server = Server(root, world.settings(), backend=request.param)
     try:
         await server.sandboxes.start()
     except MachineUnfit as error:
@@ -242,7 +178,7 @@ async def test_a_sandbox_that_outlived_its_server_is_served_as_it_was_made(
     url, other = f"https://{ALLOWED}:{world.allowed.port}/", f"https://{OTHER}:{world.other.port}/"
     assert await shell("kept=1; curl -sS " + url) == f"hello from {ALLOWED}"
     await server.sandboxes.close()
-    later = Server(root, world.settings())
+    later = Server(root, world.settings(), backend=server.backend)
     try:
         # The environment allows another host by now; that is for sandboxes to come.
         shell = await later.open(recipe=Recipe(networking=Limited(allowed_hosts=(OTHER,))))

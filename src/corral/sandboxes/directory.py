@@ -241,6 +241,8 @@ class SessionDirectory:
 
     def remove(self) -> None:
         """Remove all of it and give the uid back."""
+        if not self.path.exists():
+            return
         uids = [place.lstat().st_uid for place in (self.files, self.path / "restoring") if place.exists()]
         trash = self._trash()
         try:

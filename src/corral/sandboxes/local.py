@@ -238,17 +238,17 @@ class LocalSandboxes(ABC):
         await self._reap(session_id)
         policy = self.egress_policy(recipe)
         await anyio.to_thread.run_sync(self._make, directory, policy)
-        await self._attachments.attach(directory, session_id, policy)
-        launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
-        self._attachments.follow(session_id, launched.pid)
-        if launched.process is not None:
-            self._children[session_id] = _Child(launched.process, self.group(session_id))
-        record = await anyio.to_thread.run_sync(directory.record)
-        hello = await greet(directory.socket, self._settings)
-        if hello is None or record is None:
-            await anyio.to_thread.run_sync(self.kill, directory)
-            await self._reap(session_id)
-            raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
+        async with self._attachments.starting(directory, session_id, policy):
+            launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
+            self._attachments.follow(session_id, launched.pid)
+            if launched.process is not None:
+                self._children[session_id] = _Child(launched.process, self.group(session_id))
+            record = await anyio.to_thread.run_sync(directory.record)
+            hello = await greet(directory.socket, self._settings)
+            if hello is None or record is None:
+                await anyio.to_thread.run_sync(self.kill, directory)
+                await self._reap(session_id)
+                raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
         told = session_id in self._lost_told
         self._lost_told.discard(session_id)
         return self._connected(directory, hello, record, RESTARTED if record.predecessors and not told else "")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from corral.domain.egress import EgressPolicy
 from corral.sandboxes.directory import SessionDirectory
@@ -21,8 +23,19 @@ class Attachments:
         self._followed: dict[str, int] = {}
         """pidfds of sandboxes that run."""
 
-    async def attach(self, directory: SessionDirectory, session_id: str, policy: EgressPolicy | None) -> None:
-        """Serve the sandbox that is about to start. Raises `SandboxUnavailable`."""
+    @asynccontextmanager
+    async def starting(
+        self, directory: SessionDirectory, session_id: str, policy: EgressPolicy | None
+    ) -> AsyncGenerator[None]:
+        """Serve the sandbox that starts in the block, and no longer if it does not. Raises `SandboxUnavailable`."""
+        await self._attach(directory, session_id, policy)
+        try:
+            yield
+        except BaseException:
+            self.detach(session_id)
+            raise
+
+    async def _attach(self, directory: SessionDirectory, session_id: str, policy: EgressPolicy | None) -> None:
         self._unfollow(session_id)
         if policy is None:
             self._egress.detach_now(session_id)
@@ -32,7 +45,7 @@ class Attachments:
     async def attach_again(self, directory: SessionDirectory, session_id: str, pid: int) -> None:
         """Serve a sandbox that was found running: as it was made, whatever its environment says by now."""
         if session_id not in self._followed:
-            await self.attach(directory, session_id, directory.egress_policy())
+            await self._attach(directory, session_id, directory.egress_policy())
             self.follow(session_id, pid)
 
     def follow(self, session_id: str, pid: int) -> None:

@@ -92,6 +92,10 @@ class Egress:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
+    def serves(self, key: str) -> bool:
+        """Whether this sandbox has a way out now."""
+        return key in self._served
+
     def policy(self, recipe: Recipe) -> EgressPolicy:
         """What a sandbox by this recipe may reach, on this machine."""
         return policy_of(recipe, self.package_managers.endpoints)

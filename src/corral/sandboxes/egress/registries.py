@@ -13,12 +13,13 @@ from __future__ import annotations
 import base64
 import configparser
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import msgspec
 
 from corral.domain.egress import Endpoint, authority
 from corral.sandboxes.egress.orders import Credential
@@ -55,7 +56,7 @@ def look(machine: Mapping[str, str]) -> PackageManagers:
     pip = _pip(machine, home)
     variables = {**_pip_variables(pip), **_others(machine, home)}
     addresses = [*chain.from_iterable(pip.values()), *variables.values(), *_listed_elsewhere(home)]
-    urls = [urlsplit(match[0].removeprefix("sparse+")) for text in addresses for match in URL.finditer(text)]
+    urls = [url for text in addresses for match in URL.finditer(text) if (url := _split(match[0])) is not None]
     own = [each for each in map(_endpoint, urls) if each is not None]
     return PackageManagers(
         endpoints=(*(Endpoint(host) for host in HOSTS), *dict.fromkeys(own)),
@@ -63,6 +64,14 @@ def look(machine: Mapping[str, str]) -> PackageManagers:
         directories=tuple(dict.fromkeys(_directories(pip.get("find-links", ())))),
         credentials=tuple(dict.fromkeys(filter(None, map(_credential, urls)))),
     )
+
+
+def _split(text: str) -> SplitResult | None:
+    """An address in its parts; None when it is none after all."""
+    try:
+        return urlsplit(text.removeprefix("sparse+"))
+    except ValueError:
+        return None
 
 
 def _endpoint(url: SplitResult) -> Endpoint | None:
@@ -87,8 +96,9 @@ def _bare(text: str) -> str:
     """The text with its addresses less their user names and passwords."""
 
     def strip(match: re.Match[str]) -> str:
-        url = urlsplit(match[0])
-        return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
+        url = _split(match[0])
+        # What cannot be read may hold a password all the same.
+        return "" if url is None else match[0].replace(url.netloc, url.netloc.rpartition("@")[2], 1)
 
     return URL.sub(strip, text)
 
@@ -147,16 +157,26 @@ def _others(machine: Mapping[str, str], home: Path) -> dict[str, str]:
     return found
 
 
+class _Source(msgspec.Struct, frozen=True, rename="kebab"):
+    replace_with: str | None = None
+    registry: str | None = None
+
+
+class _Cargo(msgspec.Struct, frozen=True):
+    source: Mapping[str, _Source] = {}
+
+
 def _cargo(home: Path) -> str | None:
     """The address that stands in for crates.io."""
     for name in ("config.toml", "config"):
         try:
-            sources = tomllib.loads(_text(home / name)).get("source", {})
-        except tomllib.TOMLDecodeError:
+            sources = msgspec.toml.decode(_text(home / name), type=_Cargo).source
+        except msgspec.DecodeError:
             continue
-        instead = sources.get(sources.get("crates-io", {}).get("replace-with"), {}).get("registry")
-        if isinstance(instead, str):
-            return instead
+        public = sources.get("crates-io")
+        instead = sources.get(public.replace_with or "") if public else None
+        if instead and instead.registry:
+            return instead.registry
     return None
 
 

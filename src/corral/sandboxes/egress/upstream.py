@@ -10,7 +10,7 @@ import base64
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -85,12 +85,12 @@ class Outside:
         self._context = ssl.create_default_context(cafile=trusted)
         self._context.set_alpn_protocols(["http/1.1"])
         self._proxy = urlsplit(proxy if "//" in proxy else f"http://{proxy}") if proxy else None
-        self._direct = tuple(name.lower().lstrip("*").lstrip(".") for name in direct)
+        self._direct = direct
 
-    def _proxy_for(self, host: str) -> SplitResult | None:
-        """The operator's upstream proxy, unless the host, or a domain that it is in, is reached without it."""
-        direct = any(host == name or host.endswith(f".{name}") for name in self._direct)
-        return None if direct or host in self._names else self._proxy
+    def _proxy_for(self, origin: Origin) -> SplitResult | None:
+        """The operator's upstream proxy, unless the host is reached without it."""
+        direct = any(goes_direct(origin, entry) for entry in self._direct)
+        return None if direct or origin.host in self._names else self._proxy
 
     async def addresses(
         self, origin: Origin, policy: EgressPolicy, limiter: anyio.CapacityLimiter
@@ -99,7 +99,7 @@ class Outside:
 
         Raises `Turned` or `Unreached`."""
         literal = as_address(self._names.get(origin.host, origin.host))
-        found = [literal] if literal else await self._resolve(origin.host, limiter)
+        found = [literal] if literal else await self._resolve(origin, limiter)
         private = policy.may_be_private(origin.host, origin.port)
         verdicts = [
             self._ground.refuses(each, origin.port, own=is_own(each), private_allowed=private) for each in found
@@ -110,14 +110,15 @@ class Outside:
             raise Turned(refusal)
         return permitted[:ADDRESSES_MAX]
 
-    async def _resolve(self, host: str, limiter: anyio.CapacityLimiter) -> Sequence[Address]:
+    async def _resolve(self, origin: Origin, limiter: anyio.CapacityLimiter) -> Sequence[Address]:
+        host = origin.host
         try:
             with anyio.fail_after(self._seconds_max):
                 return await anyio.to_thread.run_sync(_resolve, host, limiter=limiter, abandon_on_cancel=True)
         except TimeoutError as error:
             raise Unreached("timeout", f"The address of {host} was not found in time.") from error
         except (OSError, UnicodeError) as error:
-            if self._proxy_for(host) is not None:
+            if self._proxy_for(origin) is not None:
                 return ()
             raise Unreached("unresolvable", f"{host} has no address that can be found.") from error
 
@@ -125,7 +126,7 @@ class Outside:
         """Connect to one of the addresses that were checked. Raises `Unreached`."""
         try:
             with anyio.fail_after(self._seconds_max):
-                proxy = self._proxy_for(origin.host)
+                proxy = self._proxy_for(origin)
                 if proxy is not None:
                     return await self._through_proxy(proxy, origin, limits)
                 stream = await _connect(addresses, origin)
@@ -194,6 +195,26 @@ def _resolve(host: str) -> list[Address]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     texts = dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in found)
     return [ip_address(text) for text in texts]
+
+
+def goes_direct(origin: Origin, entry: str) -> bool:
+    """Whether an entry of NO_PROXY is about a host: `*`, a name or a domain (with `.`, `*.` or neither), an address, a
+    network as `10.0.0.0/8`, each also with a port. What curl, Python and Go understand; they differ, we take all."""
+    name, _, port = entry.lower().rpartition(":")
+    if not port.isdigit() or (":" in name and not name.startswith("[")):
+        name, port = entry.lower(), ""
+    address = as_address(origin.host)
+    if port and int(port) != origin.port:
+        return False
+    if name == "*":
+        return True
+    if address is not None:
+        try:
+            return address in ip_network(name.strip("[]"), strict=False)
+        except ValueError:
+            return False
+    domain = name.removeprefix("*").removeprefix(".")
+    return bool(domain) and (origin.host == domain or origin.host.endswith(f".{domain}"))
 
 
 def is_own(address: Address) -> bool:
