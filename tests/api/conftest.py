@@ -16,16 +16,15 @@ from tests.api.live_server import Host, Serve, Server, World
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[list[Host]]:
     """Running servers that no test uses just now."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     made: list[Host] = []
     yield made
     for host in made:
         host.stop()
-    structlog.reset_defaults()
 
 
 @pytest.fixture
 def serve(hosts: list[Host]) -> Iterator[Serve]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     servers: list[Server] = []
 
     def start(**settings: Any) -> Server:
@@ -37,6 +36,7 @@ def serve(hosts: list[Host]) -> Iterator[Serve]:
     for server in servers:
         server.close()
         hosts.append(server.host)
+    structlog.reset_defaults()
 
 
 @pytest.fixture

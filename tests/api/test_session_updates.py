@@ -104,15 +104,6 @@ def test_tools_of_a_running_session_stay(world: World) -> None:
         ({"agent": {"system": "x"}}, "agent.system: "),
         ({"agent": {"tools": None}}, "agent.tools: "),
         ({"agent": {"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}}, "agent.tools: "),
-        (
-            {
-                "agent": {
-                    "tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}],
-                    "mcp_servers": [{"type": "url", "name": "x", "url": "https://x"}],
-                }
-            },
-            "agent.mcp_servers: ",
-        ),
     ],
 )
 def test_a_refused_update_changes_nothing(world: World, fields: dict[str, Any], path: str) -> None:

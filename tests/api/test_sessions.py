@@ -149,13 +149,15 @@ def test_an_agent_of_another_workspace_does_not_exist(world: World) -> None:
         other.beta.sessions.create(agent=world.agent_id, environment_id=world.environment_id)
 
 
-def test_agents_with_mcp_servers_can_be_stored_but_not_run_yet(server: Server) -> None:
+@pytest.mark.requirement("F032")
+def test_a_session_is_made_whether_its_mcp_servers_are_there_or_not(server: Server) -> None:
     world = World(
         server,
         mcp_servers=[{"type": "url", "name": "docs", "url": "https://mcp.example.com"}],
         tools=[{"type": "mcp_toolset", "mcp_server_name": "docs"}],
     )
-    assert "MCP" in refused(world).message
+    agent = world.client.beta.sessions.retrieve(world.session()).agent
+    assert [each.name for each in agent.mcp_servers] == ["docs"]
 
 
 def test_a_model_without_a_price_cannot_have_a_budget(server: Server) -> None:

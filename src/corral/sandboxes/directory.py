@@ -256,7 +256,7 @@ class SessionDirectory:
     def _trash(self) -> Path:
         """A new name for what is to be removed. The server's only: what is in there is no sandbox's any more."""
         trash = self._root / "trash"
-        trash.mkdir(mode=0o700, exist_ok=True)
+        trash.mkdir(mode=0o700, parents=True, exist_ok=True)
         return trash / f"{self.path.name}.{secrets.token_hex(8)}"
 
     def log_text(self) -> str:
