@@ -77,7 +77,7 @@ def test_changelog_lines_are_short_and_unreleased_is_on_top() -> None:
     assert not [entry for entry in entries if len(entry.split()) > CHANGELOG_WORDS_MAX]
 
 
-@pytest.mark.parametrize("name", ["runtime", "local", "dev", "uv"])
+@pytest.mark.parametrize("name", ["runtime", "server", "local", "dev", "uv"])
 def test_requirements_are_pinned_by_hash_and_name_no_address(name: str) -> None:
     text = read(f"requirements/{name}.txt")
     pinned = re.findall(r"^\S+==\S+(?: ;[^\\\n]*)? \\\n +--hash=sha256:", text, flags=re.MULTILINE)

@@ -47,11 +47,16 @@ class Observed:
         self.collector = collector
 
 
-def scrape(server: ServerProcess) -> dict[str, float]:
-    """Values by series, as `name{labels}`."""
+def metrics_text(server: ServerProcess) -> str:
+    """What Prometheus gets."""
     request = urllib.request.Request(f"{server.base_url}/metrics", headers={"authorization": f"Bearer {API_KEY}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
+        return answer.read().decode()
+
+
+def scrape(server: ServerProcess) -> dict[str, float]:
+    """Values by series, as `name{labels}`."""
+    lines = metrics_text(server).splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
