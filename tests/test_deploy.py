@@ -11,21 +11,24 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pytest
 import typer.main
 import yaml
 
-from corral import cli
+from corral import cli, config
 from tests.e2e.conftest import serving
 from tests.e2e.test_observing import metrics_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm" / "corral"
 SECONDS_MAX = 120
-PLAIN_YAML = ("alerts.yaml", "prometheus.yaml")
+PLAIN_YAML = ("compose.yaml", "alerts.yaml", "prometheus.yaml", "helm/corral/values.yaml", "helm/corral/Chart.yaml")
 LINT = "{extends: default, rules: {line-length: {max: 120}, document-start: disable, braces: {max-spaces-inside: 1}}}"
 SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 Yaml: TypeAlias = Any
@@ -61,6 +64,20 @@ def test_yaml_is_tidy(name: str) -> None:
 
 def test_the_dockerfile_passes_its_linter() -> None:
     run(tool("hadolint"), DEPLOY / "Dockerfile")
+
+
+def test_compose_accepts_the_file() -> None:
+    docker = tool("docker")
+    if subprocess.run([docker, "compose", "version"], capture_output=True, timeout=SECONDS_MAX).returncode:
+        pytest.skip("this docker has no compose")
+    filled = dict.fromkeys(re.findall(r"^([A-Z_0-9]+)=", read("env.example"), flags=re.MULTILINE), "x")
+    run(docker, "compose", "--file", DEPLOY / "compose.yaml", "config", "--quiet", PATH="/usr/bin:/bin", **filled)
+
+
+def test_helm_accepts_the_chart() -> None:
+    helm = tool("helm")
+    run(helm, "lint", "--strict", CHART)
+    run(helm, "template", "test", CHART, "--set", "ingress.enabled=true")
 
 
 def test_promtool_accepts_the_alerts() -> None:
@@ -105,7 +122,7 @@ def test_the_builder_is_sent_nothing_but_what_it_copies() -> None:
     assert sent == copied and all((ROOT / each).exists() for each in sent)
 
 
-# --------------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------- commands and settings
 
 
 def parses(name: str, *arguments: str) -> bool:
@@ -113,6 +130,103 @@ def parses(name: str, *arguments: str) -> bool:
     command: Yaml = typer.main.get_command(cli.app)
     options = {option for each in command.commands[name].params for option in [*each.opts, *each.secondary_opts]}
     return {each for each in arguments if each.startswith("--")} <= options
+
+
+@cache
+def compose() -> Mapping[str, Yaml]:
+    return yaml.safe_load(read("compose.yaml"))
+
+
+def own_services() -> Mapping[str, Yaml]:
+    return {name: each for name, each in compose()["services"].items() if "build" in each}
+
+
+def test_compose_starts_a_server_and_a_migration_by_commands_that_exist() -> None:
+    services = own_services()
+    assert services.keys() == {"server", "migrate"}
+    assert all(parses(*each["command"]) for each in services.values())
+    assert all(each["cap_drop"] == ["ALL"] for each in services.values())
+
+
+def test_variables_that_deploy_files_set_are_known() -> None:
+    known = {*config.ENVIRONMENT, "CORRAL_CONFIG"}
+    template = "".join(path.read_text(encoding="utf-8") for path in (CHART / "templates").iterdir())
+    named = set(re.findall(r"\b(CORRAL_[A-Z_]+)\b", template + read("Dockerfile") + read("helm/corral/values.yaml")))
+    for service in own_services().values():
+        named |= {each for each in service["environment"] if each.startswith("CORRAL_")}
+    assert named and not named - known
+
+
+def test_secrets_of_compose_are_asked_for_and_explained() -> None:
+    asked = set(re.findall(r"\$\{([A-Z_0-9]+)(?::\?|:-\})", read("compose.yaml")))
+    assert asked == set(re.findall(r"^([A-Z_0-9]+)=$", read("env.example"), flags=re.MULTILINE))
+
+
+def test_settings_of_compose_can_be_read() -> None:
+    settings = config.load(environ={"HOME": "/"}, file=DEPLOY / "corral.toml")
+    assert settings.blobs.backend == "s3" and settings.blobs.bucket
+    assert f"/data/{settings.blobs.bucket}" in " ".join(compose()["services"]["objects"]["entrypoint"])
+
+
+# ---------------------------------------------------------------------------------------------------- the chart
+
+
+def templates() -> Iterator[tuple[str, str]]:
+    for path in sorted((CHART / "templates").iterdir()):
+        yield path.name, path.read_text(encoding="utf-8")
+
+
+def leaves_of(values: Yaml, path: str = "") -> Iterator[str]:
+    """Dotted names of all values, of groups too."""
+    if path:
+        yield path
+    if isinstance(values, dict):
+        for name, inner in cast("dict[str, Yaml]", values).items():
+            yield from leaves_of(inner, f"{path}.{name}" if path else name)
+
+
+def test_values_that_templates_use_exist_and_those_that_exist_are_used() -> None:
+    names = set(leaves_of(yaml.safe_load(read("helm/corral/values.yaml"))))
+    used = set(re.findall(r"\.Values\.([A-Za-z.]+)", "".join(text for _, text in templates())))
+    assert not used - names
+    assert not [
+        name for name in names if not any(f"{name}.".startswith(f"{use}.") or use.startswith(name) for use in used)
+    ]
+
+
+def test_templates_are_balanced_and_include_what_is_defined() -> None:
+    defined = set(re.findall(r'define "([^"]+)"', "".join(text for _, text in templates())))
+    for name, text in templates():
+        actions = re.findall(r"\{\{-?\s*(\w+)", text)
+        opened = sum(actions.count(each) for each in ("if", "with", "range", "define"))
+        assert opened == actions.count("end"), name
+        assert set(re.findall(r'include "([^"]+)"', text)) <= defined, name
+        assert text.count("{{") == text.count("}}"), name
+
+
+def test_the_skeletons_of_templates_are_yaml_with_commands_that_exist() -> None:
+    kinds: list[str] = []
+    for name, text in templates():
+        if not name.endswith(".yaml"):
+            continue
+        kept = [line for line in text.splitlines() if not re.fullmatch(r"\s*\{\{.*\}\}\s*", line)]
+        plain = re.sub(r"\{\{.*?\}\}", "x", "\n".join(kept))
+        documents: list[Yaml] = list(yaml.safe_load_all(plain))
+        kinds += [each["kind"] for each in documents]
+        for arguments in re.findall(r"args: (\[.*\])", plain):
+            assert parses(*yaml.safe_load(arguments)), name
+    wanted = ["ConfigMap", "Ingress", "Job", "Service", "ServiceAccount"]
+    assert sorted(set(kinds)) == [*wanted, "StatefulSet"]
+
+
+def test_pods_have_limits_of_what_they_may_do() -> None:
+    values: Yaml = yaml.safe_load(read("helm/corral/values.yaml"))
+    assert values["podSecurityContext"]["runAsNonRoot"] and values["podSecurityContext"]["runAsUser"] == 10001
+    assert values["containerSecurityContext"]["capabilities"]["drop"] == ["ALL"]
+    assert not values["containerSecurityContext"]["allowPrivilegeEscalation"]
+    for name in ("server.yaml", "migrate.yaml"):
+        text = (CHART / "templates" / name).read_text(encoding="utf-8")
+        assert ".Values.podSecurityContext" in text and ".Values.containerSecurityContext" in text
 
 
 # ------------------------------------------------------------------------------------------------------ metrics
