@@ -242,7 +242,7 @@ class World:
         servers = make.mcp_servers(self.store.records, self.clock)
         engine = LocalEngine(sessions_running_max=4)
         try:
-            await engine.start(self._harness(sandboxes, servers), await self.log.unfinished())
+            await engine.start(self.harness(sandboxes, servers), await self.log.unfinished())
             yield engine
         finally:
             sandboxes.leave()
@@ -302,7 +302,8 @@ class World:
     def _sandboxes(self) -> ProcessSandboxes:
         return ProcessSandboxes(SandboxSettings(directory=str(self.directory)), self.directory)
 
-    def _harness(self, sandboxes: ProcessSandboxes, servers: SessionServers) -> Harness:
+    def harness(self, sandboxes: ProcessSandboxes, servers: SessionServers) -> Harness:
+        """A worker."""
         records = self.store.records
         return Harness(
             Parts(
