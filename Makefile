@@ -27,6 +27,10 @@ test: .venv/.dev ## Run all tests. Give pytest options with ARGS='-k name'.
 test-docker: .venv/.dev ## Run the sandboxes' tests in containers; as root, start Debian's engine for them.
 	@ARGS='$(ARGS)' scripts/test-docker
 
+.PHONY: crash
+crash: .venv/.dev ## Kill any process 500 times at random, and run the other crash tests.
+	CORRAL_TEST_KILLS=$${CORRAL_TEST_KILLS:-500} $(BIN)/python -m pytest tests/crash $(ARGS)
+
 .PHONY: check
 check: .venv/.dev ## Check format, lint, types, architecture and docs.
 	$(BIN)/ruff format --check .

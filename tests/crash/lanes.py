@@ -10,9 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from anthropic import Anthropic
+
 from corral.sandboxes.directory import SessionDirectory, start_ticks
 from tests import postgres_server
-from tests.crash.counting import Counting
+from tests.crash.counting import PAGE_HOST, Counting
 from tests.crash.stubborn_client import tools
 from tests.e2e.conftest import ServerProcess, serving
 from tests.e2e.sessions import Json, new_agent
@@ -31,17 +33,17 @@ backoff_seconds = 0.02
 class Lane:
     """One server; its clients wait for `up` when it has failed them."""
 
-    def __init__(self, server: ServerProcess, database: postgres_server.Server | None, counting: Counting) -> None:
-        self.server, self.database = server, database
+    def __init__(
+        self, server: ServerProcess, database: postgres_server.Server | None, client: Anthropic, counting: Counting
+    ) -> None:
+        self.server, self.database, self.client = server, database, client
+        self._killing = threading.Lock()
         self.up = threading.Event()
         self.up.set()
-        with server.client() as client:
-            self.agents = {
-                with_mcp: new_agent(client, **tools(counting, with_mcp=with_mcp)) for with_mcp in (False, True)
-            }
-            networking: Json = {"type": "limited", "allowed_hosts": ["counted.test"]}
-            config: Json = {"type": "cloud", "networking": networking}
-            self.environment_id = client.beta.environments.create(name="counted", config=config).id
+        self.agents = {which: new_agent(client, **tools(counting, with_mcp=which)) for which in (False, True)}
+        networking: Json = {"type": "limited", "allowed_hosts": [PAGE_HOST]}
+        config: Json = {"type": "cloud", "networking": networking}
+        self.environment_id = client.beta.environments.create(name="counted", config=config).id
 
     @property
     def victims(self) -> tuple[Victim, ...]:
@@ -51,24 +53,27 @@ class Lane:
 
     def kill(self, victim: Victim, session_id: str | None) -> bool:
         """SIGKILL to one process, and to no other than this lane's own; False when there is none to kill."""
-        match victim:
-            case "server":
-                self.up.clear()
-                self.server.kill()
-                self.server.start()
-                self.up.set()
-                return True
-            case "postgres":
-                assert self.database is not None
-                self.up.clear()
-                self.database.kill()
-                self.database.start()
-                self.up.set()
-                return True
-            case "sandbox":
-                return session_id is not None and self._kill_sandbox(session_id)
-            case "proxy":
-                return self._kill_proxy()
+        with self._killing:
+            match victim:
+                case "server":
+                    self._restart(self.server)
+                    return True
+                case "postgres":
+                    assert self.database is not None
+                    self._restart(self.database)
+                    return True
+                case "sandbox":
+                    return session_id is not None and self._kill_sandbox(session_id)
+                case "proxy":
+                    return self._kill_proxy()
+
+    def _restart(self, which: ServerProcess | postgres_server.Server) -> None:
+        self.up.clear()
+        try:
+            which.kill()
+            which.start()
+        finally:
+            self.up.set()
 
     def _kill_sandbox(self, session_id: str) -> bool:
         record = SessionDirectory(self.server.sandboxes, session_id).record()
@@ -103,8 +108,8 @@ def _kill(pid: int) -> bool:
 @contextmanager
 def lane_on_sqlite(counting: Counting) -> Generator[Lane]:
     """A server with its own file."""
-    with serving(TOML + counting.toml) as server:
-        yield Lane(server, None, counting)
+    with serving(TOML + counting.toml) as server, server.client() as client:
+        yield Lane(server, None, client, counting)
 
 
 @contextmanager
@@ -114,4 +119,5 @@ def lane_on_postgres(counting: Counting) -> Generator[Lane]:
     with ExitStack() as stack:
         stack.callback(database.close)
         server = stack.enter_context(serving(TOML + counting.toml, database=database.url))
-        yield Lane(server, database, counting)
+        client = stack.enter_context(server.client())
+        yield Lane(server, database, client, counting)

@@ -39,8 +39,8 @@ class Findings(NamedTuple):
 class StubbornClient:
     """One session, its script and its client."""
 
-    def __init__(self, connect: Callable[[], Anthropic], up: threading.Event, counting: Counting, token: str) -> None:
-        self._connect, self._up, self._counting, self._token = connect, up, counting, token
+    def __init__(self, client: Anthropic, up: threading.Event, counting: Counting, token: str) -> None:
+        self._client, self._up, self._counting, self._token = client, up, counting, token
         self.session_id: str | None = None
         self.accepted: list[str] = []
         self.seen: list[Event] = []
@@ -63,8 +63,7 @@ class StubbornClient:
     def drive(self, agent: Json, environment_id: str, *, with_mcp: bool) -> None:
         """From the beginning to the end."""
         try:
-            with self._connect() as client:
-                self._drive(client, agent, environment_id, with_mcp=with_mcp)
+            self._drive(agent, environment_id, with_mcp=with_mcp)
         finally:
             with self._grown:
                 self._over = True
@@ -75,45 +74,45 @@ class StubbornClient:
         with self._grown:
             self._grown.wait_for(lambda: self._over or len(self.seen) >= events, seconds_max)
 
-    def _drive(self, client: Anthropic, agent: Json, environment_id: str, *, with_mcp: bool) -> None:
-        sessions = client.beta.sessions
+    def _drive(self, agent: Json, environment_id: str, *, with_mcp: bool) -> None:
+        sessions = self._client.beta.sessions
         session_id = self._again(lambda: sessions.create(agent=agent, environment_id=environment_id).id)
         self.session_id = session_id
         message = [{"type": "text", "text": self.script(with_mcp=with_mcp)}]
-        self._send(client, {"type": "user.message", "content": message}, lambda event: event["type"] == "user.message")
-        while (reason := self._rest(client, session_id)).get("type") == "requires_action":
+        self._send({"type": "user.message", "content": message}, lambda event: event["type"] == "user.message")
+        while (reason := self._rest(session_id)).get("type") == "requires_action":
             for call_id in reason["event_ids"]:
                 answer: Json = {"type": "user.custom_tool_result", "custom_tool_use_id": call_id}
-                self._send(client, answer, lambda event, call=call_id: event.get("custom_tool_use_id") == call)
+                self._send(answer, lambda event, call=call_id: event.get("custom_tool_use_id") == call)
 
-    def _send(self, client: Anthropic, event: Json, is_it: Callable[[Event], bool]) -> None:
+    def _send(self, event: Json, is_it: Callable[[Event], bool]) -> None:
         """Send once; a request without an answer is looked for before it is repeated."""
         session_id = self._session_id()
         may_be_there = False
 
         def attempt() -> None:
             nonlocal may_be_there
-            if may_be_there and (found := [each["id"] for each in self._history(client) if is_it(each)]):
+            if may_be_there and (found := [each["id"] for each in self._history() if is_it(each)]):
                 self.accepted += found
                 return
             may_be_there = True
-            echoed = client.beta.sessions.events.send(session_id, events=[event]).data or []
+            echoed = self._client.beta.sessions.events.send(session_id, events=[event]).data or []
             self.accepted += [each.id for each in echoed]
 
         self._again(attempt)
 
-    def _rest(self, client: Anthropic, session_id: str) -> Event:
+    def _rest(self, session_id: str) -> Event:
         """Follow the session until it rests; why it does."""
 
         def attempt() -> Event | None:
-            with client.beta.sessions.events.stream(session_id) as stream:
-                if client.beta.sessions.retrieve(session_id).status == "idle":
-                    return self._last_reason(client)
+            with self._client.beta.sessions.events.stream(session_id) as stream:
+                if self._client.beta.sessions.retrieve(session_id).status == "idle":
+                    return self._last_reason()
                 for event in stream:
                     fact = event.to_dict()
                     self._note(fact)
                     if fact["type"] == "session.status_idle":
-                        return self._last_reason(client)
+                        return self._last_reason()
             return None
 
         while True:
@@ -121,8 +120,8 @@ class StubbornClient:
             if reason is not None:
                 return reason
 
-    def _last_reason(self, client: Anthropic) -> Event:
-        idle = [event for event in self._history(client) if event["type"] == "session.status_idle"]
+    def _last_reason(self) -> Event:
+        idle = [event for event in self._history() if event["type"] == "session.status_idle"]
         return idle[-1]["stop_reason"]
 
     def _note(self, fact: dict[str, object]) -> None:
@@ -131,8 +130,8 @@ class StubbornClient:
                 self.seen.append(fact)
             self._grown.notify_all()
 
-    def _history(self, client: Anthropic, order: Json = "asc") -> list[Event]:
-        return [event.to_dict() for event in client.beta.sessions.events.list(self._session_id(), order=order)]
+    def _history(self, order: Json = "asc") -> list[Event]:
+        return [event.to_dict() for event in self._client.beta.sessions.events.list(self._session_id(), order=order)]
 
     def _session_id(self) -> str:
         assert self.session_id is not None, "the session was created first"
@@ -149,16 +148,16 @@ class StubbornClient:
 
     # --------------------------------------------------------------------------------------------- judging
 
-    def judge(self, client: Anthropic, workspace: Path, *, with_mcp: bool) -> Findings:
+    def judge(self, workspace: Callable[[str], Path], *, with_mcp: bool) -> Findings:
         """Hold the log, the streams and the effects against each other. Raises for an illegal log."""
-        events = self._history(client)
+        events = self._again(self._history)
         assert_legal(events)
-        assert self._history(client, "desc") == events[::-1]
+        assert self._again(lambda: self._history("desc")) == events[::-1]
         self._judge_streams(events)
         ids = {event["id"] for event in events}
         lost = [each for each in self.accepted if each not in ids]
         sent = [event["id"] for event in events if event["type"] in ("user.message", "user.custom_tool_result")]
-        ran = workspace / "ran"
+        ran = workspace(self._session_id()) / "ran"
         effects = Counter(ran.read_text(encoding="utf-8").split() if ran.exists() else ())
         effects += self._counting.noted + self._counting.fetched
         tokens = [f"{self._token}-{number}" for number in (1, 2, 3, 4, 5) if number != 4 or with_mcp]
