@@ -54,8 +54,8 @@ ARROWS: dict[str, frozenset[str]] = {
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
     "sandboxes": frozenset(
-        "attendant bases cgroups checkpoints connection directory disk egress lifecycle limited local packages packing "
-        "programs seccomp series".split()
+        "attendant bases cgroups checkpoints child connection directory disk egress lifecycle limited local packages "
+        "packing programs seccomp series".split()
     ),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset(),

@@ -174,6 +174,10 @@ class Sandboxes(Protocol):
         """What `start` depends on, one by one, for `corral doctor`. Blocking; never raises."""
         ...
 
+    async def explain_network(self) -> Sequence[Fact]:
+        """How sandboxes reach the network, and whether that works, for `corral doctor`. After `start`; never raises."""
+        ...
+
     def attended(self, upkeep: Upkeep) -> AbstractAsyncContextManager[None]:
         """While open: sandboxes that nobody uses are paused and then put away, and what belongs to no session, or is
         too old, is removed, now and from time to time. Opened before any sandbox, by the server that runs them."""

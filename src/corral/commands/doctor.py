@@ -26,6 +26,7 @@ from corral.config import Settings, without_password
 from corral.conformance import sandbox_outcomes
 from corral.domain.ids import new_id
 from corral.errors import MachineUnfit
+from corral.interfaces import Fact
 
 FREE_BYTES_MIN = 1 << 30
 
@@ -93,7 +94,7 @@ async def _sandbox(settings: Settings) -> list[Finding]:
     try:
         sandboxes = make_sandboxes(settings)
         facts = await anyio.to_thread.run_sync(sandboxes.explain)
-        findings += [Finding(fact.name, "ok" if fact.ok else "bad", fact.detail) for fact in facts]
+        findings += map(_of, facts)
         await sandboxes.start()
     except MachineUnfit as error:
         return [*findings, Finding("sandbox", "bad", error.message)]
@@ -101,18 +102,13 @@ async def _sandbox(settings: Settings) -> list[Finding]:
         findings.append(Finding("sandbox", "note", "process: no isolation at all; agents can do what this user can"))
     else:
         findings.append(Finding("sandbox", "ok", f"{settings.sandbox.backend} starts"))
-    findings.append(_network(settings))
+    findings += [_of(fact) for fact in await sandboxes.explain_network()]
+    await sandboxes.close()
     return findings
 
 
-def _network(settings: Settings) -> Finding:
-    if settings.sandbox.backend == "process":
-        return Finding("sandbox network", "note", "the machine's own; environments with limited networking are refused")
-    private = ", ".join(settings.egress.allowed_private) or "none"
-    upstream = "through the machine's own proxy" if settings.egress.upstream_proxy else "directly"
-    return Finding(
-        "sandbox network", "ok", f"what environments allow, by an egress proxy, {upstream}; private networks: {private}"
-    )
+def _of(fact: Fact) -> Finding:
+    return Finding(fact.name, "ok" if fact.ok else "bad", fact.detail)
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

@@ -7,12 +7,11 @@ enclosed is the backend's part: `bubblewrap.py`, `docker.py` and `process.py` sa
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,12 +28,13 @@ from corral.domain.environment import SEALED, Packages, Recipe
 from corral.domain.file import Mount, Output
 from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
 from corral.interfaces import Blobs, Fact, Sandbox, Upkeep
-from corral.sandboxes import directory_files
+from corral.sandboxes import directory_files, programs
 from corral.sandboxes.attendant import Attendant
 from corral.sandboxes.cgroups import Group
+from corral.sandboxes.child import Child
 from corral.sandboxes.connection import Connection, Hello, News, greet, listen
 from corral.sandboxes.directory import KILL_SECONDS_MAX, Record, SessionDirectory
-from corral.sandboxes.egress import inside
+from corral.sandboxes.egress import inside, trial
 from corral.sandboxes.egress.attachment import Attachments
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.lifecycle import RESTARTED, Lifecycle, in_use
@@ -68,28 +68,6 @@ class Launched(NamedTuple):
     """The process whose death ends the sandbox; ours, or a child of it."""
 
 
-class _Child:
-    """A process of ours that is reaped as soon as it ends, so that none stays a zombie."""
-
-    def __init__(self, process: subprocess.Popen[bytes], group: Group | None) -> None:
-        self.process, self._group = process, group
-        self._loop = asyncio.get_running_loop()
-        self._ended: int | None = os.pidfd_open(process.pid)
-        self._loop.add_reader(self._ended, self.leave)
-
-    def leave(self) -> None:
-        """Reap it if it has ended, and watch it no longer."""
-        if self._ended is not None:
-            self._loop.remove_reader(self._ended)
-            os.close(self._ended)
-            self._ended = None
-        if self.process.poll() is None:
-            # It outlives us on purpose; this keeps Popen from complaining about that.
-            self.process.returncode = 0
-        elif self._group is not None:
-            self._group.remove_if_empty()
-
-
 class LocalSandboxes(ABC):
     """Implements `Sandboxes`, but for what a backend adds."""
 
@@ -110,7 +88,7 @@ class LocalSandboxes(ABC):
         self._connections: dict[str, Connection] = {}
         self._series.watch(lambda: len(self._connections))
         self._watch = Watch(settings, root)
-        self._children: dict[str, _Child] = {}
+        self._children: dict[str, Child] = {}
         self._mounted: dict[str, Mapping[str, str]] = {}
         """What this server knows to be among a session's uploads: hashes by path."""
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
@@ -141,12 +119,24 @@ class LocalSandboxes(ABC):
     def explain(self) -> list[Fact]:
         """What `prepare` depends on, one by one. Blocking; never raises."""
 
+    async def explain_network(self) -> list[Fact]:
+        """See `Sandboxes.explain_network`."""
+        return [await trial.explain(self.egress)]
+
     async def start(self) -> None:
         """See `Sandboxes.start`. Idempotent."""
         async with self._start_lock:
             if not self._started:
                 await anyio.to_thread.run_sync(self.prepare)
+                # Right after: what this server needs was asked for just now.
+                await anyio.to_thread.run_sync(self._prune_programs)
                 self._started = True
+
+    def _prune_programs(self) -> None:
+        sessions = (SessionDirectory(self._root, place.name) for place in (self._root / "sessions").iterdir())
+        records = (directory.record() for directory in sessions if directory.is_running())
+        with suppress(OSError, SandboxUnavailable):
+            programs.prune(self._root, [record.pid for record in records if record is not None])
 
     @asynccontextmanager
     async def attended(self, upkeep: Upkeep) -> AsyncGenerator[None]:
@@ -242,7 +232,7 @@ class LocalSandboxes(ABC):
             launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
             self._attachments.follow(session_id, launched.pid)
             if launched.process is not None:
-                self._children[session_id] = _Child(launched.process, self.group(session_id))
+                self._children[session_id] = Child(launched.process, self.group(session_id))
             record = await anyio.to_thread.run_sync(directory.record)
             hello = await greet(directory.socket, self._settings)
             if hello is None or record is None:

@@ -141,6 +141,10 @@ class ProcessSandboxes(LocalSandboxes):
             return [Fact("process sandbox", False, error.message)]
         return [Fact("process sandbox", True, "runs, without any isolation: commands can do all that this user can")]
 
+    async def explain_network(self) -> list[Fact]:
+        """See `Sandboxes.explain_network`."""
+        return [Fact("sandbox network", True, "the machine's own; environments with limited networking are refused")]
+
 
 def _has(pid: int, mark: bytes) -> bool:
     try:

@@ -3,7 +3,8 @@
 Everything is found beside Corral's own interpreter or in the host's /usr. When the server is root, a sandbox runs as
 another user, to whom a path below a 0700 directory does not exist (and bwrap resolves names even of descriptors it
 is given), so what that user cannot reach is copied once to a place it can. Copies are named by a digest of their
-content, so a changed program is a new copy and a half-made one is never used. Blocking; called from worker threads.
+content, so a changed program is a new copy and a half-made one is never used; old ones go when a server starts.
+Blocking; called from worker threads.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +29,9 @@ from corral.sandboxes.directory import remove_tree
 PYTHON_MIN = (3, 9)
 PYTHON_LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "ensurepip", "__pycache__")
 CHECK_SECONDS_MAX = 20.0
+UNUSED_SECONDS = 86_400.0
+"""A copy is kept this long after a server last asked for it."""
+COPY = re.compile(r"[a-z]+-[0-9a-f]{16}(\.draft-[0-9]+)?")
 
 
 class Python(NamedTuple):
@@ -139,6 +145,7 @@ def stage(root: Path, name: str, parts: Mapping[str, Path | str], finish: Callab
         digest.update(f"{relative}\0{len(content)}\0".encode() + content)
     place = root / "programs" / f"{name}-{digest.hexdigest()[:16]}"
     if place.is_dir():
+        os.utime(place)
         return place
     draft = place.with_name(f"{place.name}.draft-{os.getpid()}")
     remove_tree(draft)
@@ -153,6 +160,23 @@ def stage(root: Path, name: str, parts: Mapping[str, Path | str], finish: Callab
         # Another server made the same copy at the same moment.
         remove_tree(draft)
     return place
+
+
+def prune(root: Path, running: Iterable[int], *, unused_seconds: float = UNUSED_SECONDS) -> None:
+    """Remove copies that no server has asked for in this time, unless one of these processes has them in its sight."""
+    shown = "".join(_seen_by(pid) for pid in running)
+    for place in (root / "programs").iterdir():
+        old = time.time() - place.stat().st_mtime > unused_seconds
+        if old and COPY.fullmatch(place.name) and place.name not in shown:
+            remove_tree(place)
+
+
+def _seen_by(pid: int) -> str:
+    """Everything that a process has mounted, and how it was started."""
+    try:
+        return "".join(Path(f"/proc/{pid}/{name}").read_text("utf-8", "replace") for name in ("mountinfo", "cmdline"))
+    except OSError:
+        return ""
 
 
 def _put(place: Path, source: Path | str) -> None:

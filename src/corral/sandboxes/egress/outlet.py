@@ -61,7 +61,7 @@ class Egress:
         own_ports: Sequence[int] = (),
         registry: CollectorRegistry | None = None,
     ) -> None:
-        self._settings, self._directory = settings, directory
+        self._settings, self.directory = settings, directory
         self._own_ports = tuple(port for port in own_ports if port)
         self.package_managers = registries.look(settings.machine)
         """How this machine reaches package managers."""
@@ -96,6 +96,15 @@ class Egress:
         """Whether this sandbox has a way out now."""
         return key in self._served
 
+    def in_words(self) -> str:
+        """What the operator and this machine have set, for `corral doctor`; no secrets."""
+        settings = self._settings
+        way = "directly" if settings.upstream_proxy is None else "through the machine's own proxy"
+        own = dict.fromkeys(each.host for each in self.package_managers.endpoints if each.private)
+        private = ", ".join(settings.allowed_private) or "none"
+        indexes = ", ".join(own) or "none"
+        return f"hosts are reached {way}; private networks: {private}; package indexes of this machine: {indexes}"
+
     def policy(self, recipe: Recipe) -> EgressPolicy:
         """What a sandbox by this recipe may reach, on this machine."""
         return policy_of(recipe, self.package_managers.endpoints)
@@ -109,18 +118,18 @@ class Egress:
 
     def _prepare(self) -> None:
         root = os.geteuid() == 0
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._directory.chmod(0o711 if root else 0o700)
-        scratch = self._directory / "scratch"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o711 if root else 0o700)
+        scratch = self.directory / "scratch"
         scratch.mkdir(mode=0o700, exist_ok=True)
         if root:
             os.chown(scratch, self._settings.uid, self._settings.uid)
-        pair = self._directory / "authority.pem"
+        pair = self.directory / "authority.pem"
         if not pair.exists():
             made = make_authority()
             write_private(pair, made.private_key + made.certificate)
         hosts = "\n".join(_bundle(each) for each in self._trusted())
-        for path, text in ((self._directory / "hosts.pem", hosts), (self.ca_file, f"{hosts}\n{self._authority()[1]}")):
+        for path, text in ((self.directory / "hosts.pem", hosts), (self.ca_file, f"{hosts}\n{self._authority()[1]}")):
             draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
             draft.write_text(text, encoding="ascii", errors="ignore")
             draft.chmod(0o644)
@@ -134,7 +143,7 @@ class Egress:
 
     def _authority(self) -> tuple[str, str]:
         """Private key and certificate."""
-        text = (self._directory / "authority.pem").read_text(encoding="ascii")
+        text = (self.directory / "authority.pem").read_text(encoding="ascii")
         key, mark, certificate = text.partition("-----BEGIN CERTIFICATE-----")
         return key, mark + certificate
 
@@ -231,10 +240,10 @@ class Egress:
             names=settings.hosts,
             upstream_proxy=settings.upstream_proxy,
             upstream_proxy_not_for=settings.upstream_proxy_not_for,
-            trusted=str(self._directory / "hosts.pem"),
+            trusted=str(self.directory / "hosts.pem"),
             certificate=certificate,
             private_key=key,
-            scratch=str(self._directory / "scratch"),
+            scratch=str(self.directory / "scratch"),
             uid=settings.uid if os.geteuid() == 0 else None,
             credentials=self.package_managers.credentials,
             connections_max=settings.connections_max,

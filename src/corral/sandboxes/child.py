@@ -1,0 +1,31 @@
+"""A process of ours that a sandbox is made of: reaped as soon as it ends, so that none stays a zombie."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+
+from corral.sandboxes.cgroups import Group
+
+
+class Child:
+    """See the module."""
+
+    def __init__(self, process: subprocess.Popen[bytes], group: Group | None) -> None:
+        self.process, self._group = process, group
+        self._loop = asyncio.get_running_loop()
+        self._ended: int | None = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._ended, self.leave)
+
+    def leave(self) -> None:
+        """Reap it if it has ended, and watch it no longer."""
+        if self._ended is not None:
+            self._loop.remove_reader(self._ended)
+            os.close(self._ended)
+            self._ended = None
+        if self.process.poll() is None:
+            # It outlives us on purpose; this keeps Popen from complaining about that.
+            self.process.returncode = 0
+        elif self._group is not None:
+            self._group.remove_if_empty()
