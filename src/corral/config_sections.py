@@ -164,7 +164,8 @@ class EgressSettings(Section, frozen=True, kw_only=True):
     upstream_proxy: str | None = None
     """`http://user:password@host:port`: how this machine itself gets out, by default what HTTPS_PROXY says."""
     upstream_proxy_not_for: tuple[str, ...] = ()
-    """Hosts, or `.domains`, that are reached without it; by default what NO_PROXY says."""
+    """What is reached without it, by default what NO_PROXY says: `*`, hosts, `.domains`, networks, each with a port or
+    without."""
     uid: int = 209_999
     """Host uid that the proxy runs as when the server is root."""
     connections_max: int = 256

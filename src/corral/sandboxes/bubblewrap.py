@@ -5,7 +5,7 @@ network but its own loopback; a socket to the egress proxy is the way out where 
 the inside in: it never runs as a host uid that matters (root's sandboxes each get a host uid of their own; started by
 host root, bwrap is escapable through /proc/sys), it has no capabilities, cannot make user namespaces or gain
 privileges, /proc/sys is read-only in any case, and a filter refuses system calls that no agent needs (`seccomp.py`).
-Limits are in `cgroups.py` and `disk.py`. Overlay layers are not here yet.
+Limits are in `cgroups.py` and `disk.py`; packages of an environment are a read-only layer (`packages/`).
 
 A sandbox outlives the server: it has a session of its own and does not die with its parent. The daemon is process 1
 of its namespace, so when it ends, or is killed, the kernel ends everything else inside.

@@ -9,6 +9,8 @@
     orders.py      what server and proxy say to each other
     registries.py  package managers: their hosts, and how this machine is set up to reach them
     inside.py      what a sandbox is told: variables and mounts
+    rewriting.py   what the proxy adds to requests            rehearsal.py  what it does once while it is still root
+    trial.py       the proxy put to the test, for `corral doctor`
 
 Which socket a connection comes in by says which sandbox it is from. What may be reached is decided in
 `domain/egress.py`. HTTP/2 is not spoken: clients are offered HTTP/1.1, which all of them know.
