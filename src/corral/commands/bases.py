@@ -20,13 +20,13 @@ async def build(
     """Make a base with the distribution's own tool."""
     bases = open_bases(settings)
     place = await anyio.to_thread.run_sync(bases.bootstrap, name, suite, mirror, packages)
-    out.print(f"Made {place}. {HINT.format(name)}")
+    out.print(f"Made {place}. {HINT.format(name)}", markup=False)
 
 
 async def unpack(settings: Settings, name: str, file: Path, out: Console) -> None:
     """Make a base of a tar."""
     place = await anyio.to_thread.run_sync(open_bases(settings).unpack, name, file)
-    out.print(f"Made {place}. {HINT.format(name)}")
+    out.print(f"Made {place}. {HINT.format(name)}", markup=False)
 
 
 async def show(settings: Settings, out: Console) -> None:
@@ -34,6 +34,6 @@ async def show(settings: Settings, out: Console) -> None:
     used = settings.sandbox.base
     found = await anyio.to_thread.run_sync(open_bases(settings).list)
     for name, release in found:
-        out.print(f"{name}  {release}{'  (configured)' if name == used else ''}")
+        out.print(f"{name}  {release}{'  (configured)' if name == used else ''}", markup=False)
     if not found:
         out.print("There is no base. Sandboxes see this machine's /usr; `corral base build` makes one that takes apt.")
