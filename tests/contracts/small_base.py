@@ -22,7 +22,7 @@ LEFT_OUT = ("__pycache__", "test", "dist-packages", "site-packages", "idlelib", 
 SECONDS_MAX = 60
 DIRECTORIES = (
     "etc/apt/apt.conf.d etc/apt/preferences.d var/lib/apt/lists/partial var/cache/apt/archives/partial "
-    "var/lib/dpkg/info var/lib/dpkg/updates var/lib/dpkg/triggers var/log/apt tmp"
+    "var/lib/dpkg/info var/lib/dpkg/updates var/lib/dpkg/triggers var/log/apt tmp opt srv"
 )
 
 

@@ -31,7 +31,8 @@ Start = Callable[[Sequence[str], int], "subprocess.Popen[bytes]"]
 
 PROBE_SECONDS_MAX = 60.0
 COPY_SECONDS_MAX = 600.0
-WRITABLE_FOR_APT = ("usr", "etc", "var", "opt", "srv", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+WRITABLE_FOR_APT = ("usr", "etc", "var", "srv", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+"""Not /opt: Corral's own parts are there, and sandboxes do not see the base's."""
 RUN = """\
 import json, os, resource, socket, subprocess, sys, threading
 given = json.loads(sys.argv[1])
