@@ -2,8 +2,8 @@
 
 `corral serve` runs the server, `corral demo` shows it at work, `corral run` does one prompt, `corral doctor` explains
 the machine, `corral migrate` prepares the database, `corral import` and `corral export` move in and out, `corral keys`
-manages API keys. An error of ours is one sentence on stderr and exit code 1; anything else is a bug and shows its
-traceback.
+manages API keys, `corral vault` credentials. An error of ours is one sentence on stderr and exit code 1; anything else
+is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+vault_app = typer.Typer(help="Keep credentials for agents, on a running server.", no_args_is_help=True)
+app.add_typer(vault_app, name="vault")
 base_app = typer.Typer(help="Make, import and list what sandboxes see as their system.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
 out = Console(highlight=False, soft_wrap=True)
@@ -45,6 +47,10 @@ Database = Annotated[
     str | None, typer.Option(help="sqlite:///path or postgresql://user:password@host/name", show_default=False)
 ]
 Config = Annotated[Path | None, typer.Option(help="Settings file; default ./corral.toml.", show_default=False)]
+ServerUrl = Annotated[
+    str | None, typer.Option("--url", help="A server elsewhere; its key comes from CORRAL_API_KEY.", show_default=False)
+]
+VaultId = Annotated[str, typer.Argument(help="vlt_…")]
 SandboxName = Annotated[
     str | None,
     typer.Option("--sandbox", help="bubblewrap (default), docker, or process (no isolation).", show_default=False),
@@ -239,6 +245,116 @@ def base_list(data_dir: DataDir = None) -> None:
     _run(lambda: show(config.load(overrides={"data_dir": _text(data_dir)}), out))
 
 
+@vault_app.command("create")
+def vault_create(
+    name: Annotated[str, typer.Argument(help="A name for you to remember it by.")],
+    url: ServerUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a vault, and print its id."""
+    from corral.commands import vault
+
+    at = vault.place(_settings(data_dir), url)
+    _run(lambda: vault.create(at, name, out))
+
+
+@vault_app.command("list")
+def vault_list(
+    vault_id: Annotated[str | None, typer.Argument(help="vlt_…; without it, all vaults.", show_default=False)] = None,
+    url: ServerUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List vaults, or the credentials of one. Secrets are never shown."""
+    from corral.commands import vault
+
+    at = vault.place(_settings(data_dir), url)
+    _run(lambda: vault.show(at, vault_id, out))
+
+
+@vault_app.command("add")
+def vault_add(
+    vault_id: VaultId,
+    server: Annotated[
+        str | None, typer.Option(help="The MCP server that the token is for.", show_default=False)
+    ] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="The environment variable that the secret is for.", show_default=False)
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="A host that the variable may be sent to; default all.", show_default=False)
+    ] = None,
+    url: ServerUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Keep a secret, read from a prompt or from standard input: a token for --server, or the value of --variable."""
+    from corral.commands import vault
+
+    at = vault.place(_settings(data_dir), url)
+    if server is not None and variable is None:
+        secret = vault.read_secret("Token")
+        _run(lambda: vault.add_bearer(at, vault_id, server, secret, out))
+    elif variable is not None and server is None:
+        secret = vault.read_secret("Secret")
+        _run(lambda: vault.add_variable(at, vault_id, variable, host or [], secret, out))
+    else:
+        raise typer.BadParameter("give one of --server and --variable")
+
+
+@vault_app.command("login")
+def vault_login(
+    vault_id: VaultId,
+    server: Annotated[str, typer.Argument(help="URL of the MCP server.")],
+    client_id: Annotated[
+        str | None, typer.Option(help="Of a client that you registered; default: register one.", show_default=False)
+    ] = None,
+    client_secret: Annotated[
+        bool, typer.Option("--client-secret", help="The client has a secret: read it like one.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Where the browser is sent at the end; 0 for any.")] = 0,
+    replace: Annotated[bool, typer.Option("--replace", help="Archive the credential that is there.")] = False,
+    url: ServerUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Log in to an MCP server by OAuth, in a browser on this machine, and keep the tokens."""
+    from corral.commands import vault
+    from corral.commands.login import Login
+
+    at = vault.place(_settings(data_dir), url)
+    secret = vault.read_secret("Client secret") if client_secret else None
+    login = Login(server, port=port, client_id=client_id, secret=secret)
+    _run(lambda: vault.add_login(at, vault_id, login, out, replace=replace))
+
+
+@vault_app.command("validate")
+def vault_validate(
+    vault_id: VaultId,
+    credential_id: Annotated[str, typer.Argument(help="vcrd_…")],
+    url: ServerUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Try an OAuth credential on its MCP server; exit code 0 says that it is valid."""
+    from corral.commands import vault
+
+    at = vault.place(_settings(data_dir), url)
+    raise typer.Exit(_run(lambda: vault.validate(at, vault_id, credential_id, out)))
+
+
+@vault_app.command("delete")
+def vault_delete(
+    vault_id: VaultId,
+    credential_id: Annotated[
+        str | None, typer.Argument(help="vcrd_…; without it, the whole vault.", show_default=False)
+    ] = None,
+    url: ServerUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete a credential, or a vault with all that it holds."""
+    from corral.commands import vault
+
+    at = vault.place(_settings(data_dir), url)
+    _run(lambda: vault.delete(at, vault_id, credential_id, out))
+
+
 async def _serve(settings: config.Settings) -> None:
     from corral.app import open_corral
     from corral.serving import base_url, bind, listening_on, serve_until_signalled
@@ -252,6 +368,10 @@ async def _serve(settings: config.Settings) -> None:
                 err.print("[yellow]The process sandbox has no isolation: agents can do whatever this user can.[/]")
             sys.stdout.flush()
             await serve_until_signalled(corral, listener)
+
+
+def _settings(data_dir: Path | None) -> config.Settings:
+    return config.load(overrides={"data_dir": _text(data_dir)})
 
 
 def _text(path: Path | None) -> str | None:

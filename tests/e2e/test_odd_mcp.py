@@ -128,7 +128,9 @@ def test_a_call_that_breaks_is_an_error_result(client: Anthropic, odd: OddServer
 
 
 @pytest.mark.requirement("F030")
-def test_a_token_that_the_server_repeats_is_taken_out(client: Anthropic, odd: OddServer) -> None:
+def test_a_token_that_the_server_repeats_is_taken_out(
+    client: Anthropic, impatient: ServerProcess, odd: OddServer
+) -> None:
     session_id = with_token(client, odd.url)
     odd.tools = [tool("good", description=f"Use {TOKEN}.")]
     odd.odd["tools/call"] = resulting({"content": [{"type": "text", "text": f"You are {TOKEN}!"}]})
@@ -137,6 +139,11 @@ def test_a_token_that_the_server_repeats_is_taken_out(client: Anthropic, odd: Od
     error = {"code": -32000, "message": f"not you, Bearer {TOKEN}"}
     odd.odd["tools/call"] = saying(json.dumps({"jsonrpc": "2.0", "id": 1, "error": error}).encode(), status=400)
     turn(client, session_id, call("good"))
+    odd.odd["tools/call"] = saying(f'{{"jsonrpc": "2.0", "id": "{TOKEN}", "result": ["{TOKEN}"]'.encode())
+    turn(client, session_id, call("good"))
+    odd.odd["tools/call"] = resulting({"content": [{"type": TOKEN}]})
+    turn(client, session_id, call("good"))
+    assert TOKEN not in (impatient.directory / "server.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.requirement("F030", "F031")

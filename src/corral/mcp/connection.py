@@ -7,6 +7,7 @@ closes it when told; calls come from any other. Nothing here decides when to con
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Mapping
 from typing import cast
@@ -44,6 +45,10 @@ SINGLE_FAILURES = (
 )
 """What the SDK and what is below it raise for a server that is not there, lies, or breaks off."""
 FAILURES = (*SINGLE_FAILURES, ExceptionGroup)
+for _name in ("mcp", "client"):
+    # The SDK logs tracebacks that quote what servers say, which may be a token; what is to be known is raised, too.
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
 CLIENT = Implementation(name="corral", version="1")
 PAGES_MAX = 100
 REASON_CHARACTERS_MAX = 300
