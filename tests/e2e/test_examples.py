@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import API_KEY, ServerProcess
+from tests.e2e.mcp_host import mcp_host
 from tests.e2e.sessions import bash, script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -17,12 +18,13 @@ PROGRAM_SECONDS_MAX = 120
 LINES_MAX = 60
 
 
-def run(server: ServerProcess, name: str, *arguments: str, typed: str = "") -> str:
+def run(server: ServerProcess, name: str, *arguments: str, typed: str = "", **variables: str) -> str:
     """What the program prints."""
     environment = {
         "PATH": os.environ["PATH"],
         "ANTHROPIC_BASE_URL": server.base_url,
         "ANTHROPIC_API_KEY": API_KEY,
+        **variables,
     }
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
@@ -88,3 +90,13 @@ def test_a_budget_is_reached_and_raised(live: ServerProcess) -> None:
     assert printed.index("[the budget is reached") < printed.index("Where was I?")
     assert printed.count(" tokens written]") == 2
     assert printed.endswith("[idle: end_turn]\n")
+
+
+@pytest.mark.requirement("F030", "F033")
+def test_a_tool_of_an_mcp_server_is_used_with_a_token_from_a_vault(live: ServerProcess) -> None:
+    task = script({"tool": "mcp__example__add", "input": {"a": 19, "b": 23}}, {"say": "That was easy."})
+    with mcp_host() as host:
+        host.token = "token-of-the-example"
+        printed = run(live, "mcp_with_vault.py", task, MCP_SERVER_URL=host.url, MCP_TOKEN=host.token)
+        assert set(host.seen) == {"Bearer token-of-the-example"}
+    assert printed.splitlines() == ["example: add({'a': 19, 'b': 23})", "42", "That was easy.", "[idle: end_turn]"]
