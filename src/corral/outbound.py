@@ -19,6 +19,8 @@ import httpx2
 from corral.domain.egress import embedded
 
 DENIED = "its address is one that `denied` under `[mcp]` in corral.toml rules out"
+CONNECTIONS_MAX, CONNECTIONS_KEPT_MAX, KEPT_SECONDS_MAX = 100, 20, 5.0
+"""For one session and one MCP server; as httpx2 has it."""
 COMPRESSED = "the answer is compressed, though that was not asked for"
 
 
@@ -29,7 +31,13 @@ class OutboundTransport(httpx2.AsyncHTTPTransport):
 
     def __init__(self, denied: Sequence[str]) -> None:
         super().__init__(verify=_tls())
-        self._pool = httpcore2.AsyncConnectionPool(ssl_context=_tls(), network_backend=_Checked(denied))
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=_tls(),
+            network_backend=_Checked(denied),
+            max_connections=CONNECTIONS_MAX,
+            max_keepalive_connections=CONNECTIONS_KEPT_MAX,
+            keepalive_expiry=KEPT_SECONDS_MAX,
+        )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """See `httpx2.AsyncBaseTransport`."""

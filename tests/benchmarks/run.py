@@ -28,6 +28,7 @@ BENCHMARKS = (
     "sandbox_latency",
     "proxy_cost",
     "docker_latency",
+    "mcp_cost",
     "checkpoint",
     "idle_sessions",
 )

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
+import anyio
 import httpx2
 import pytest
 
@@ -86,3 +87,41 @@ async def test_an_answer_that_never_ends_is_cut_in_time() -> None:
     await prober.close()
     listener.close()
     running.close()
+
+
+@pytest.mark.anyio
+async def test_as_many_requests_at_once_as_an_agent_makes_calls() -> None:
+    count = 32
+    together = threading.Barrier(count)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=count)
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(65_536)
+            together.wait(30)
+            connection.sendall(ANSWER)
+
+    def serve() -> None:
+        threads: list[threading.Thread] = []
+        for _ in range(count):
+            threads.append(threading.Thread(target=answer, args=(listener.accept()[0],)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    said: list[str] = []
+
+    async def get(client: httpx2.AsyncClient) -> None:
+        said.append((await client.get(f"http://127.0.0.1:{listener.getsockname()[1]}/")).text)
+
+    async with (
+        httpx2.AsyncClient(transport=OutboundTransport([]), timeout=30) as client,
+        anyio.create_task_group() as tg,
+    ):
+        for _ in range(count):
+            tg.start_soon(get, client)
+    serving.join()
+    listener.close()
+    assert said == ["hello"] * count

