@@ -274,6 +274,7 @@ def vault_list(
 @vault_app.command("add")
 def vault_add(
     vault_id: VaultId,
+    *,
     server: Annotated[
         str | None, typer.Option(help="The MCP server that the token is for.", show_default=False)
     ] = None,
@@ -295,7 +296,7 @@ def vault_add(
         _run(lambda: vault.add_bearer(at, vault_id, server, secret, out))
     elif variable is not None and server is None:
         secret = vault.read_secret("Secret")
-        _run(lambda: vault.add_variable(at, vault_id, variable, host or [], secret, out))
+        _run(lambda: vault.add_variable(at, vault_id, variable, secret, hosts=host or [], out=out))
     else:
         raise typer.BadParameter("give one of --server and --variable")
 
@@ -304,6 +305,7 @@ def vault_add(
 def vault_login(
     vault_id: VaultId,
     server: Annotated[str, typer.Argument(help="URL of the MCP server.")],
+    *,
     client_id: Annotated[
         str | None, typer.Option(help="Of a client that you registered; default: register one.", show_default=False)
     ] = None,

@@ -82,7 +82,7 @@ async def add_bearer(at: Place, vault_id: str, server_url: str, secret: str, out
     await _add(at, vault_id, auth, out)
 
 
-async def add_variable(at: Place, vault_id: str, name: str, hosts: list[str], secret: str, out: Console) -> None:
+async def add_variable(at: Place, vault_id: str, name: str, secret: str, *, hosts: list[str], out: Console) -> None:
     """Keep a secret that stands in an environment variable, for these hosts; for every host when there are none."""
     auth: credential_create_params.Auth = {
         "type": "environment_variable",
