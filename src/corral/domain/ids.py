@@ -6,8 +6,9 @@ creation. An id is opaque to clients, and Corral accepts any id it has stored, w
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 Prefix: TypeAlias = Literal[
@@ -21,5 +22,16 @@ _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 def new_id(prefix: Prefix) -> str:
     """A fresh id, for example `sesn_01JDA3…`."""
-    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+    random = os.urandom(10)
+    high, low = int.from_bytes(random[:5], "big"), int.from_bytes(random[5:], "big")
+    return (
+        f"{prefix}_{_moment(time.time_ns() // 1_000_000)}"
+        f"{_PAIRS[high >> 30]}{_PAIRS[high >> 20 & 1023]}{_PAIRS[high >> 10 & 1023]}{_PAIRS[high & 1023]}"
+        f"{_PAIRS[low >> 30]}{_PAIRS[low >> 20 & 1023]}{_PAIRS[low >> 10 & 1023]}{_PAIRS[low & 1023]}"
+    )
+
+
+@lru_cache(maxsize=1)
+def _moment(milliseconds: int) -> str:
+    """The first ten characters. Many ids are made in a millisecond."""
+    return "".join([_PAIRS[milliseconds >> shift & 1023] for shift in range(40, -1, -10)])

@@ -107,19 +107,19 @@ def commit(state: SessionState, changes: Sequence[Change], now: datetime) -> Com
     now = max(now, state.last_at or now)
     rows: list[Row] = []
     for change in changes:
-        state = msgspec.structs.replace(state, seq=state.seq + 1, last_at=now)
-        match change:
-            case Process(event_id):
-                queued = _queued(state, event_id)
-                state = fold_processed(state, queued)
-                rows.append(Row(state.seq, event_id, None, now, moved_from=queued.seq))
-            case Append(event, queued=True):
-                state = fold_queued(state, event)
-                rows.append(Row(state.seq, event.id, event, None))
-            case Append(event, tokens=tokens, private=private):
-                stamped = msgspec.structs.replace(event, processed_at=now)
-                state = fold(state, stamped, tokens)
-                rows.append(Row(state.seq, event.id, stamped, now, private))
+        seq = state.seq + 1
+        state = msgspec.structs.replace(state, seq=seq, last_at=now)
+        if isinstance(change, Process):
+            queued = _queued(state, change.event_id)
+            state = fold_processed(state, queued)
+            rows.append(Row(seq, change.event_id, None, now, None, queued.seq))
+        elif change.queued:
+            state = fold_queued(state, change.event)
+            rows.append(Row(seq, change.event.id, change.event, None))
+        else:
+            stamped = msgspec.structs.replace(change.event, processed_at=now)
+            state = fold(state, stamped, change.tokens)
+            rows.append(Row(seq, stamped.id, stamped, now, change.private))
     return Commit(state, tuple(rows))
 
 
@@ -142,22 +142,15 @@ def fold_processed(state: SessionState, queued: QueuedEvent) -> SessionState:
 
 def fold(state: SessionState, event: ev.AnyEvent, tokens: RequestTokens | None = None) -> SessionState:
     """The state after an event that is processed as it is written."""
-    match event:
-        case (
-            ev.SessionStatusRunning()
-            | ev.SessionStatusIdle()
-            | ev.SessionStatusRescheduled()
-            | ev.SessionStatusTerminated()
-        ):
-            return _fold_status(state, event)
+    match event:  # the most frequent kinds first: each case is a test of its own
+        case ev.AgentMessage():
+            return msgspec.structs.replace(state, compactions=0) if state.compactions else state
         case ev.UserMessage() | ev.SystemMessage():
             return msgspec.structs.replace(state, answer_due=True)
         case ev.UserToolConfirmation() | ev.UserCustomToolResult() | ev.AgentToolResult() | ev.AgentMcpToolResult():
             return _fold_answer(state, event)
         case ev.AgentToolUse() | ev.AgentMcpToolUse() | ev.AgentCustomToolUse():
             return msgspec.structs.replace(state, pending=(*state.pending, _pending(event)), compactions=0)
-        case ev.AgentMessage():
-            return msgspec.structs.replace(state, compactions=0)
         case ev.AgentThreadContextCompacted():
             # What was to be answered before still is; how long the condensed conversation is, the next request tells.
             return msgspec.structs.replace(state, answer_due=True, context_tokens=0, compactions=state.compactions + 1)
@@ -165,6 +158,13 @@ def fold(state: SessionState, event: ev.AnyEvent, tokens: RequestTokens | None =
             return msgspec.structs.replace(state, open_request_id=event.id)
         case ev.SpanModelRequestEnd():
             return _fold_request_end(state, event, tokens)
+        case (
+            ev.SessionStatusRunning()
+            | ev.SessionStatusIdle()
+            | ev.SessionStatusRescheduled()
+            | ev.SessionStatusTerminated()
+        ):
+            return _fold_status(state, event)
         case ev.SessionError():
             if not isinstance(event.error.retry_status, ev.Retrying):
                 return msgspec.structs.replace(state, attempt=0)

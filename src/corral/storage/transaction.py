@@ -6,7 +6,7 @@ rules of the log itself are `domain/lifecycle.py`. What a backend adds is that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -51,24 +51,22 @@ def outcome_of(
     decision = decide(session, state, now)
     if not decision.changes:
         return Outcome(Committed(decision.session or session, state, (), decision.step), (), (), ())
-    committed = commit(state, decision.changes, now)
-    changed, rows, moved = _written(committed.rows, queued_body)
-    frames = tuple(frame_of(session.id, row) for row in rows)
-    if len(rows) > 1 and moved:
+    after, changed = commit(state, decision.changes, now)
+    changed, rows, moved = _written(changed, queued_body)
+    frames = tuple([frame_of(session.id, row) for row in rows])
+    if moved and len(rows) > 1:
         # An event may be accepted and taken up in the same transaction: then its first row is never stored.
         fresh = {row.seq for row in rows} & moved
         rows, moved = tuple(row for row in rows if row.seq not in fresh), moved - fresh
-    return Outcome(
-        Committed(decision.session or session, committed.state, changed, decision.step), rows, tuple(moved), frames
-    )
+    return Outcome(Committed(decision.session or session, after, changed, decision.step), rows, tuple(moved), frames)
 
 
 def _written(
-    changed: Sequence[Row], queued_body: Callable[[int], bytes]
+    changed: tuple[Row, ...], queued_body: Callable[[int], bytes]
 ) -> tuple[tuple[Row, ...], tuple[EventRow, ...], set[int]]:
     """The rows with the events of moved ones filled in, the same encoded, and where moved ones stood."""
     rows: list[EventRow] = []
-    told: list[Row] = []
+    filled: list[Row] = []
     moved: set[int] = set()
     for row in changed:
         seq, _, event, processed_at, private, moved_from = row
@@ -78,15 +76,15 @@ def _written(
             event = msgspec.structs.replace(read_event(body or queued_body(moved_from)), processed_at=processed_at)
             row = row._replace(event=event)
             moved.add(moved_from)
-        told.append(row)
+        filled.append(row)
         rows.append(row_of(seq, event, processed_at, private))
-    return tuple(told), tuple(rows), moved
+    return tuple(filled) if moved else changed, tuple(rows), moved
 
 
 def cost(before: SessionState | None, after: SessionState) -> int:
     """Micro-dollars by which a commit raised the organisation's spending. What was spent stays spent."""
     known = after.totals.token_cost_microdollars
-    if known is None:
+    if known is None or (before is not None and before.totals is after.totals):
         return 0
     return known - ((before.totals.token_cost_microdollars or 0) if before else 0)
 
