@@ -6,7 +6,7 @@ creation. An id is opaque to clients, and Corral accepts any id it has stored, w
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
 from functools import lru_cache
 from typing import Literal, TypeAlias
@@ -22,7 +22,7 @@ _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 def new_id(prefix: Prefix) -> str:
     """A fresh id, for example `sesn_01JDA3…`."""
-    random = os.urandom(10)
+    random = secrets.token_bytes(10)
     high, low = int.from_bytes(random[:5], "big"), int.from_bytes(random[5:], "big")
     return (
         f"{prefix}_{_moment(time.time_ns() // 1_000_000)}"

@@ -46,6 +46,27 @@ WITH held AS MATERIALIZED (
 SELECT corral_expect(count(*), cardinality($1)) FROM held;
 
 -- name: append
+WITH changed AS (
+    UPDATE sessions AS s
+    SET state = n.state, status = n.status, epoch = n.epoch, version = s.version + 1
+    FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::text[], $5::bigint[])
+        AS n (number, version, state, status, epoch)
+    WHERE s.number = n.number AND s.version = n.version
+    RETURNING s.number
+), guard AS MATERIALIZED (
+    SELECT corral_expect(count(*), cardinality($1)) AS ok FROM changed
+), added AS (
+    INSERT INTO events (session, seq, id, type, processed_at, body, private)
+    SELECT session, seq, id, type, processed_at, body, private
+    FROM unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::bigint[], $11::bytea[], $12::bytea[])
+        AS row (session, seq, id, type, processed_at, body, private)
+    WHERE (SELECT ok FROM guard)
+), paid AS (
+    UPDATE spending SET microdollars = microdollars + $14::bigint WHERE $14::bigint <> 0 AND (SELECT ok FROM guard)
+)
+SELECT pg_notify('corral_events', notice) FROM unnest($13::text[]) AS told (notice) WHERE (SELECT ok FROM guard);
+
+-- name: append_beside_reads
 WITH held AS MATERIALIZED (
     SELECT s.number
     FROM unnest($1::bigint[], $2::bigint[]) AS seen (number, version)

@@ -95,13 +95,14 @@ class Batch:
         outcome = outcome_of(
             before.session, before.state, decide, self._now, lambda seq: self._body(before.number, seq)
         )
-        after = before._replace(session=outcome.committed.session, state=outcome.committed.state)
+        committed = outcome.committed
+        after = Stored(before.number, committed.session, committed.state, before.epoch, before.version)
         if after.session is not before.session:
             self._put(self.redescribed, after)
         if after.state is not before.state:
             self._put(self.advanced, after)
         self._keep(after, outcome, cost(before.state, after.state) if after.state is not before.state else 0)
-        return outcome.committed
+        return committed
 
     def claim(self, session_id: str, decide: Decide) -> Claim:
         """`EventLog.claim`."""

@@ -296,14 +296,23 @@ class Writer:
         await self._append(batch, ([], []))
 
     async def _append(self, batch: Batch, guard: tuple[list[int], list[int]]) -> None:
-        """The one statement."""
-        advanced = batch.advanced.values()
+        """The one statement. It locks sessions apart only when it rests on some that it does not change.
+
+        The order of rows is that of the sessions, so that processes lock them in the same order; should they clash
+        nevertheless, the server undoes one of them and it is decided again.
+        """
+        advanced = [batch.advanced[number] for number in sorted(batch.advanced)]
         rows = [event_parameters(key[0], row) for key, row in batch.events.items()]
         columns = list(zip(*rows, strict=True)) if rows else [()] * 7
+        numbers = [each.number for each in advanced]
+        if set(numbers) == set(guard[0]):
+            seen = dict(zip(*guard, strict=True))
+            name, expected = "append", (numbers, [seen[number] for number in numbers])
+        else:
+            name, expected = "append_beside_reads", (*guard, numbers)
         await self._connection.execute(
-            SQL["append"],
-            *guard,
-            [each.number for each in advanced],
+            SQL[name],
+            *expected,
             [encode(each.state) for each in advanced],
             [each.state.status for each in advanced],
             [each.epoch for each in advanced],
