@@ -35,6 +35,7 @@ from corral.interfaces import (
     Blobs,
     Bus,
     Clock,
+    Credentials,
     Engine,
     EventLog,
     McpServers,
@@ -43,6 +44,7 @@ from corral.interfaces import (
     Sandboxes,
     Store,
     Upkeep,
+    WebTool,
 )
 from corral.keys import KeyRing
 from corral.mcp.servers import SessionServers
@@ -61,14 +63,14 @@ from corral.storage.blobs import DiskBlobs
 from corral.storage.named_sql import Migrated
 from corral.storage.s3_blobs import open_s3_blobs
 from corral.storage.series import StoreSeries
-from corral.tools import TOOLS
+from corral.tools import TOOLS, WEB_TOOLS, SearchKeys, open_web_tools
 from corral.tracing import open_tracer
 from corral.vaults import master_key
 from corral.vaults.credentials import VaultCredentials
 from corral.vaults.sealing import LocalKeyWrapper, VaultSealing
 
 STOP_GRACE_SECONDS = 5.0
-BUILT_IN_TOOLS = frozenset(TOOLS)
+BUILT_IN_TOOLS = frozenset((*TOOLS, *WEB_TOOLS))
 """Names of the tools that this server can run."""
 
 SANDBOXES: Mapping[str, Callable[[Settings, Callable[[Path], Egress]], Sandboxes]] = {
@@ -226,11 +228,10 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         stack.push_async_callback(credentials.close)
         upkeep = Upkeep(store.records, blobs, clock, _owner(store.log))
         await stack.enter_async_context(sandboxes.attended(upkeep))
-        mcp = SessionServers(credentials, settings.mcp)
-        stack.push_async_callback(mcp.close)
+        reach = await stack.enter_async_context(_reach(settings, credentials))
         engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max, registry=registry)
         parts = _parts(
-            settings, store, catalogue, blobs=blobs, mcp=mcp, bus=bus, provider=provider, sandboxes=sandboxes
+            settings, store, catalogue, reach, blobs=blobs, bus=bus, provider=provider, sandboxes=sandboxes
         )
         harness = Harness(parts._replace(watch=watch))
         await engine.start(harness, await store.log.unfinished())
@@ -260,6 +261,25 @@ def _bus(settings: Settings, registry: CollectorRegistry) -> LocalBus:
     return LocalBus(frames_max=frames_max, bytes_max=bytes_max, registry=registry)
 
 
+class Reach(NamedTuple):
+    """What agents reach from this server itself, and not from a sandbox."""
+
+    web: Mapping[str, WebTool]
+    mcp: McpServers
+
+
+@asynccontextmanager
+async def _reach(settings: Settings, credentials: Credentials) -> AsyncGenerator[Reach]:
+    keys = SearchKeys(settings.secrets.brave_api_key, settings.secrets.tavily_api_key)
+    web = open_web_tools(settings.web, keys, [settings.server.port] if settings.server.port else [])
+    mcp = SessionServers(credentials, settings.mcp)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(mcp.close)
+        for tool in web.values():
+            stack.push_async_callback(tool.close)
+        yield Reach(web, mcp)
+
+
 def _owner(log: EventLog) -> Callable[[str], Awaitable[str | None]]:
     async def owner(session_id: str) -> str | None:
         try:
@@ -274,9 +294,9 @@ def _parts(
     settings: Settings,
     store: Store,
     catalogue: Catalogue,
+    reach: Reach,
     *,
     blobs: Blobs,
-    mcp: McpServers,
     bus: Bus,
     provider: Provider,
     sandboxes: Sandboxes,
@@ -291,7 +311,8 @@ def _parts(
         blobs=blobs,
         attachments=Attachments(store.records, blobs, clock, cached_bytes_max=cached),
         tools=TOOLS,
-        mcp=mcp,
+        web=reach.web,
+        mcp=reach.mcp,
         price=catalogue.price,
         window=_window(settings, catalogue),
         spending_stopped=_spending_stopped(settings, store.log),

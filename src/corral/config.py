@@ -35,6 +35,7 @@ from corral.config_sections import (
     Section,
     ServerSettings,
     VaultSettings,
+    WebSettings,
 )
 from corral.errors import MachineUnfit
 
@@ -50,6 +51,8 @@ class Secrets(Section, frozen=True, kw_only=True):
     """Seals the vaults: 32 bytes in base64; several, divided by commas, while it is being changed, the new one first.
     None keeps one in `master_key_file`."""
     bedrock_token: str | None = None
+    brave_api_key: str | None = None
+    tavily_api_key: str | None = None
 
     def __repr__(self) -> str:
         return "Secrets(***)"
@@ -80,6 +83,7 @@ class Settings(Section, frozen=True, kw_only=True):
     """Added to, and winning over, the table that ships with Corral."""
     secrets: Secrets = Secrets()
     mcp: McpSettings = McpSettings()
+    web: WebSettings = WebSettings()
     vaults: VaultSettings = VaultSettings()
     anthropic_base_url: str | None = None
     openai_base_url: str | None = None
@@ -124,6 +128,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "OPENAI_API_KEY": "secrets.openai_api_key",
     "OPENAI_BASE_URL": "openai_base_url",
     "OPENAI_MODEL": "openai.model",
+    "BRAVE_API_KEY": "secrets.brave_api_key",
+    "TAVILY_API_KEY": "secrets.tavily_api_key",
 }
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 MACHINE_VARIABLES = re.compile(

@@ -354,6 +354,43 @@ class OtelSettings(Section, frozen=True, kw_only=True):
     """Whether spans hold prompts, answers, and what tools took and gave, up to 32,768 characters each."""
 
 
+SearchBackend: TypeAlias = Literal["searxng", "brave", "tavily"]
+
+
+class WebSettings(Section, frozen=True, kw_only=True):
+    """`web_fetch` and `web_search`, which run on this server and not in sandboxes."""
+
+    search: SearchBackend | None = None
+    """Who answers searches. None: agents are not told of `web_search`."""
+    search_url: str | None = None
+    """Where; `searxng` needs it, and the JSON format enabled there."""
+    search_results_max: int = 10
+    search_seconds_max: float = 20.0
+    allowed_private: tuple[str, ...] = ()
+    """Networks as `10.0.0.0/8` that pages may come from though they are private; without it, only public addresses."""
+    hosts: Mapping[str, str] = {}
+    """Addresses by host name, as in /etc/hosts, for `web_fetch` alone. Addresses are checked like any other."""
+    ca_file: str | None = None
+    """Authorities to trust beside this machine's, as PEM."""
+    redirects_max: int = 5
+    fetch_seconds_max: float = 30.0
+    """For one page, with its redirects."""
+    connect_seconds_max: float = 10.0
+    fetches_parallel_max: int = 32
+    page_bytes_max: int = 5 * 1024 * 1024
+    """Of text or HTML, unpacked; what is longer is cut, and says so."""
+    image_base64_bytes_max: int = 5 * 1024 * 1024
+    pdf_bytes_max: int = 20 * 1024 * 1024
+    convert_seconds_max: float = 20.0
+    """For turning HTML into Markdown, in a process of its own."""
+    convert_memory_bytes_max: int = 1024 * 1024 * 1024
+    converts_parallel_max: int = 2
+
+    def __post_init__(self) -> None:
+        for network in self.allowed_private:
+            ip_network(network, strict=False)
+
+
 class VaultSettings(Section, frozen=True, kw_only=True):
     """Credentials that sessions use."""
 

@@ -15,7 +15,8 @@ implementation. Nothing here does anything.
     Sandboxes  where tools run                                           sandboxes/{bubblewrap,docker,process}
     Provider   models                                                    providers/{anthropic,openai,local,scripted}
     McpServers  tools from elsewhere                                     mcp/servers
-    Tool       a built-in tool                                           tools/*
+    Tool       a built-in tool of the sandbox                            tools/*
+    WebTool    a built-in tool that reaches out                          tools/web_fetch, tools/web_search
     Clock      what time it is                                           app.py, tests
     Tracer     where time goes, for operators                            tracing.py
 """
@@ -41,6 +42,9 @@ from corral.domain.lifecycle import Change, Row
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.restored import RestoredEvent
 from corral.domain.session import Session, SessionState
+from corral.domain.toolset import ToolConfig
+from corral.domain.url import Url
+from corral.domain.web import Source
 
 # ---------------------------------------------------------------------------------------------------- clock
 
@@ -230,6 +234,33 @@ class Tool(Protocol):
 
     def call(self, call_id: str, arguments: JsonObject) -> SandboxCall:
         """Check the model's arguments and make the sandbox call. Raises `Invalid`, worded for the model."""
+        ...
+
+
+class WebTool(Protocol):
+    """A built-in tool that runs on the server, whatever the networking of the session's environment is.
+
+    It only reads, so a call that a worker did not see the end of is made again."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """What the model is told; counts like that of a `Tool`."""
+        ...
+
+    @property
+    def offered(self) -> bool:
+        """Whether models are told of it. One that is not still answers, with the reason."""
+        ...
+
+    async def run(
+        self, arguments: JsonObject, config: ToolConfig | None, shown: Callable[[Url], Collection[Source]]
+    ) -> SandboxReply:
+        """Run the call within the agent's settings for the tool; `shown` says where the conversation showed a URL.
+        Failures are error results for the model. Raises `Invalid`, worded for it, for arguments that make no sense."""
+        ...
+
+    async def close(self) -> None:
+        """Drop connections. Idempotent."""
         ...
 
 

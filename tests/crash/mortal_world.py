@@ -315,6 +315,7 @@ class World:
                 blobs=self.blobs,
                 attachments=Attachments(records, self.blobs, self.clock, cached_bytes_max=0),
                 tools=TOOLS,
+                web={},
                 mcp=servers,
                 price=self._price,
                 window=wide,

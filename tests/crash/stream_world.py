@@ -89,6 +89,7 @@ async def world(directory: Path, provider: Provider, settings: HarnessSettings) 
         blobs=blobs,
         attachments=Attachments(store.records, blobs, Clock(), cached_bytes_max=0),
         tools={},
+        web={},
         mcp=make.mcp_servers(store.records, Clock()),
         price=_no_price,
         window=_wide,

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from corral.domain.web import UrlSources, UrlSourcesParams, check_client_tools, check_domains, url_sources
 from corral.errors import Invalid
 
 BUILT_IN_TOOLS = ("bash", "edit", "read", "write", "glob", "grep", "web_fetch", "web_search")
@@ -24,6 +25,7 @@ TOOLS_EFFECTIVE_MAX = 256
 CUSTOM_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 PROPERTY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DESCRIPTION_CHARACTERS_MAX = 1024
+LOCATION_CHARACTERS_MAX = 255
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +66,7 @@ class ToolConfigParams(Wire, frozen=True, kw_only=True):
     allowed_domains: tuple[str, ...] | None = None
     blocked_domains: tuple[str, ...] | None = None
     max_content_tokens: int | None = None
+    url_sources: UrlSourcesParams | None = None
     user_location: UserLocation | None = None
 
 
@@ -84,7 +87,14 @@ class ToolConfig(Wire, frozen=True, kw_only=True):
     allowed_domains: tuple[str, ...] | UnsetType = UNSET
     blocked_domains: tuple[str, ...] | UnsetType = UNSET
     max_content_tokens: int | UnsetType = UNSET
+    url_sources: UrlSources | UnsetType | None = UNSET
+    """Of web_fetch alone, and there always: None allows every source."""
     user_location: UserLocation | UnsetType = UNSET
+
+    @property
+    def sources(self) -> UrlSources | None:
+        """Which URLs may be fetched; None for any."""
+        return self.url_sources or None
 
 
 class DefaultConfig(Wire, frozen=True, kw_only=True):
@@ -166,6 +176,7 @@ def fill(tools: Iterable[ToolParams]) -> tuple[ToolEntry, ...]:
         raise Invalid(f"tools: at most {TOOLS_ENTRIES_MAX} entries are allowed, got {len(entries)}")
     filled = tuple(_fill_entry(entry, f"tools.{index}") for index, entry in enumerate(entries))
     _check_names(filled)
+    _check_sources(filled)
     return filled
 
 
@@ -216,27 +227,47 @@ def _fill_config(config: ToolConfigParams, default: DefaultConfig, path: str) ->
         allowed_domains=UNSET if config.allowed_domains is None else config.allowed_domains,
         blocked_domains=UNSET if config.blocked_domains is None else config.blocked_domains,
         max_content_tokens=UNSET if config.max_content_tokens is None else config.max_content_tokens,
+        url_sources=_sources(config, path),
         user_location=UNSET if config.user_location is None else config.user_location,
     )
 
 
+def _sources(config: ToolConfigParams, path: str) -> UrlSources | UnsetType | None:
+    if config.url_sources is not None:
+        return url_sources(config.url_sources, f"{path}.url_sources")
+    return None if config.name == "web_fetch" else UNSET
+
+
 _WEB_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "web_fetch": ("allowed_domains", "blocked_domains", "max_content_tokens"),
+    "web_fetch": ("allowed_domains", "blocked_domains", "max_content_tokens", "url_sources"),
     "web_search": ("allowed_domains", "blocked_domains", "user_location"),
 }
 
 
 def _check_web_fields(config: ToolConfigParams, path: str) -> None:
     allowed = _WEB_FIELDS.get(config.name, ())
-    for field in ("allowed_domains", "blocked_domains", "max_content_tokens", "user_location"):
+    for field in ("allowed_domains", "blocked_domains", "max_content_tokens", "url_sources", "user_location"):
         if getattr(config, field) is not None and field not in allowed:
             raise Invalid(f"{path}.{field}: `{config.name}` has no such field")
     if config.allowed_domains is not None and config.blocked_domains is not None:
         raise Invalid(f"{path}: give allowed_domains or blocked_domains, not both")
     for field in ("allowed_domains", "blocked_domains"):
         domains = cast(tuple[str, ...] | None, getattr(config, field))
-        if domains is not None and not 1 <= len(domains) <= 64:
-            raise Invalid(f"{path}.{field}: must hold 1 to 64 domains")
+        if domains is not None:
+            check_domains(domains, f"{path}.{field}", with_path=config.name == "web_search")
+    if config.max_content_tokens is not None and config.max_content_tokens < 1:
+        raise Invalid(f"{path}.max_content_tokens: must be positive")
+    if config.user_location is not None:
+        _check_location(config.user_location, f"{path}.user_location")
+
+
+def _check_location(location: UserLocation, path: str) -> None:
+    for field in ("city", "country", "region", "timezone"):
+        value = cast(str | None, getattr(location, field))
+        if value is not None and not (1 <= len(value) <= LOCATION_CHARACTERS_MAX and value.isprintable()):
+            raise Invalid(f"{path}.{field}: must be 1 to {LOCATION_CHARACTERS_MAX} printable characters")
+    if location.country is not None and not re.fullmatch("[A-Z]{2}", location.country):
+        raise Invalid(f"{path}.country: must be a two-letter ISO 3166-1 code such as US")
 
 
 def _check_custom(tool: CustomTool, path: str) -> None:
@@ -290,6 +321,14 @@ def _check_names(entries: tuple[ToolEntry, ...]) -> None:
         raise Invalid(f"tools: at most {TOOLS_EFFECTIVE_MAX} tools are allowed, got {effective}")
 
 
+def _check_sources(entries: tuple[ToolEntry, ...]) -> None:
+    custom = {entry.name for entry in entries if isinstance(entry, CustomTool)}
+    for index, entry in enumerate(entries):
+        for at, config in enumerate(entry.configs if isinstance(entry, AgentToolset) else ()):
+            if config.sources is not None:
+                check_client_tools(config.sources, custom, f"tools.{index}.configs.{at}.url_sources")
+
+
 def _check_distinct(names: Iterable[str], path: str, what: str = "tool") -> None:
     seen: set[str] = set()
     for name in names:
@@ -306,6 +345,12 @@ def resolve_mcp(tools: Iterable[ToolEntry], server: str, name: str) -> Resolved 
             settings = own or entry.default_config
             return Resolved(enabled=settings.enabled, policy=settings.permission_policy)
     return None
+
+
+def own_config(tools: Iterable[ToolEntry], name: str) -> ToolConfig | None:
+    """The settings that a built-in tool has of its own."""
+    toolset = next((entry for entry in tools if isinstance(entry, AgentToolset)), None)
+    return None if toolset is None else next((each for each in toolset.configs if each.name == name), None)
 
 
 def resolve(tools: Iterable[ToolEntry], name: str) -> Resolved | None:

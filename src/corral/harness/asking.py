@@ -36,7 +36,7 @@ from corral.harness.draft import Draft
 from corral.harness.judge import judge
 from corral.harness.parts import Parts
 from corral.harness.permissions import Verdict, evaluate
-from corral.harness.prompt import sandbox_tools, system_text, tool_specs
+from corral.harness.prompt import sandbox_tools, system_text, tool_specs, web_tools
 from corral.interfaces import McpTool
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ async def ask(
         model=model.id,
         system=system_text(session.agent, parts.tools),
         messages=await _messages(parts, session, context),
-        tools=tool_specs(session.agent, parts.tools, offered),
+        tools=tool_specs(session.agent, parts.tools, parts.web, offered),
         output_tokens_max=parts.settings.output_tokens_max,
         effort=None if model.effort == DEFAULT_EFFORT else model.effort.type,
         speed=model.speed,
@@ -71,7 +71,7 @@ async def ask(
         draft,
         verdicts,
         custom_tools=frozenset(tool.name for tool in session.agent.tools if isinstance(tool, CustomTool)),
-        known_tools=frozenset(parts.tools),
+        known_tools=frozenset((*parts.tools, *parts.web)),
         offered=by_name,
         tokens=_tokens(parts, model.id, response, judging, model.inference_geo),
     )
@@ -119,7 +119,7 @@ async def _judged(
     parts: Parts, session: Session, context: Context, response: ModelResponse, offered: Mapping[str, McpTool]
 ) -> tuple[dict[str, Verdict], list[UsedBy]]:
     """The permission of each call of the answer, and what asking the judge took."""
-    available = frozenset(sandbox_tools(session.agent, parts.tools))
+    available = frozenset((*sandbox_tools(session.agent, parts.tools), *web_tools(session.agent, parts.web)))
     verdicts: dict[str, Verdict] = {}
     used: list[UsedBy] = []
 

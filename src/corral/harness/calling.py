@@ -6,7 +6,7 @@ words that do not pretend. Nothing is committed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 import anyio
@@ -19,6 +19,9 @@ from corral.domain.environment import SEALED
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append, Change
 from corral.domain.session import Session, SessionState
+from corral.domain.toolset import own_config
+from corral.domain.url import Url
+from corral.domain.web import Source
 from corral.errors import Invalid, PackagesFailed, SandboxError
 from corral.harness.context import OpenCall
 from corral.harness.deciding import Happened
@@ -38,8 +41,10 @@ MCP_CALL_LOST = (
 class Caller:
     """Makes one session's calls, in a sandbox that it opens when first needed."""
 
-    def __init__(self, parts: Parts, session: Callable[[], Session]) -> None:
-        self._parts = parts
+    def __init__(
+        self, parts: Parts, session: Callable[[], Session], shown: Callable[[Url], Collection[Source]]
+    ) -> None:
+        self._parts, self._shown = parts, shown
         self._session = session
         """The session as it is now: its resources may change between two calls."""
         self._sandbox: Sandbox | None = None
@@ -95,11 +100,22 @@ class Caller:
     ) -> ev.AgentToolResult | ev.AgentMcpToolResult:
         if call.server is not None:
             return await self._run_mcp(call_id, call, call.server, resumed=resumed)
+        if call.name in self._parts.web:
+            return await self._run_web(call_id, call)
         try:
             request = self._parts.tools[call.name].call(call_id, call.input)
             sandbox = await self._open()
             reply = await sandbox.call(msgspec.structs.replace(request, resumed=resumed))
         except (Invalid, SandboxError) as error:
+            return _result(call_id, (TextBlock(text=error.message),), is_error=True)
+        content = await fitting(call_id, reply.content, self._parts.settings, self._open)
+        return _result(call_id, content, is_error=reply.is_error)
+
+    async def _run_web(self, call_id: str, call: OpenCall) -> ev.AgentToolResult:
+        config = own_config(self._session().agent.tools, call.name)
+        try:
+            reply = await self._parts.web[call.name].run(call.input, config, self._shown)
+        except Invalid as error:
             return _result(call_id, (TextBlock(text=error.message),), is_error=True)
         content = await fitting(call_id, reply.content, self._parts.settings, self._open)
         return _result(call_id, content, is_error=reply.is_error)

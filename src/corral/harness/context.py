@@ -27,6 +27,8 @@ from corral.domain.content import (
 )
 from corral.domain.inference import PromptMessage
 from corral.domain.query import LoggedEvent
+from corral.domain.web import WEB_TOOLS, Source
+from corral.harness.shown_urls import ShownUrls
 
 SUMMARY_FOLLOWS = "[The conversation so far was condensed. Its summary:]\n"
 
@@ -59,6 +61,7 @@ class Context:
         self.open_calls: dict[str, OpenCall] = {}
         self.refers_to_files = False
         """Whether any message holds a reference that must be looked up before the model sees it."""
+        self.shown_urls = ShownUrls()
         self._arriving: list[PromptMessage] = []
 
     def extend(self, events: Iterable[LoggedEvent]) -> None:
@@ -73,6 +76,9 @@ class Context:
             case ev.UserMessage():
                 self.refers_to_files = self.refers_to_files or any(map(_is_reference, event.content))
                 self._arriving.append(PromptMessage(role="user", content=_prompt_blocks(event.content)))
+                for block in event.content:
+                    if isinstance(block, TextBlock):
+                        self.shown_urls.add(block.text, Source("user_input"))
             case ev.SystemMessage():
                 self._arriving.append(PromptMessage(role="system", content=event.content))
             case ev.SpanModelRequestStart():
@@ -112,9 +118,19 @@ class Context:
         self, call_id: str, event: ev.AgentToolResult | ev.AgentMcpToolResult | ev.UserCustomToolResult
     ) -> None:
         self.refers_to_files = self.refers_to_files or any(map(_is_reference, event.content))
-        self.open_calls.pop(call_id, None)
+        call = self.open_calls.pop(call_id, None)
+        if call is not None:
+            self._note_urls(call, event)
         block = ToolResultBlock(tool_use_id=call_id, content=event.content, is_error=event.is_error)
         self._append(PromptMessage(role="user", content=(block,)))
+
+    def _note_urls(
+        self, call: OpenCall, event: ev.AgentToolResult | ev.AgentMcpToolResult | ev.UserCustomToolResult
+    ) -> None:
+        if isinstance(event, ev.UserCustomToolResult):
+            self.shown_urls.add_blocks(event.content, Source("client_tool_results", call.name))
+        elif isinstance(event, ev.AgentToolResult) and call.name in WEB_TOOLS:
+            self.shown_urls.add_blocks(event.content, Source("server_tool_results", call.name))
 
     def _append(self, message: PromptMessage) -> None:
         """Neighbouring messages of one role become one, as the Messages API wants it: of a model, after a pause."""

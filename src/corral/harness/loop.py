@@ -55,7 +55,7 @@ class Turn:
         self._context = context
         self._interrupted = interrupted
         self._background = background
-        self._caller = Caller(parts, lambda: self._session)
+        self._caller = Caller(parts, lambda: self._session, context.shown_urls.sources)
         self._warmed = False
         self._inherited = {call.id for call in claim.state.pending} if inherited else set[str]()
         self._retry_after_seconds: float | None = None

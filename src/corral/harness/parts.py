@@ -9,7 +9,7 @@ from corral.config_sections import HarnessSettings
 from corral.domain.model import ListPrice
 from corral.harness.attachments import Attachments
 from corral.harness.watching import UNWATCHED, Watch
-from corral.interfaces import Blobs, Bus, Clock, EventLog, McpServers, Provider, Records, Sandboxes, Tool
+from corral.interfaces import Blobs, Bus, Clock, EventLog, McpServers, Provider, Records, Sandboxes, Tool, WebTool
 
 
 class Parts(NamedTuple):
@@ -23,6 +23,7 @@ class Parts(NamedTuple):
     blobs: Blobs
     attachments: Attachments
     tools: Mapping[str, Tool]
+    web: Mapping[str, WebTool]
     mcp: McpServers
     price: Callable[[str], ListPrice | None]
     """List price of a model id."""

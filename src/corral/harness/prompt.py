@@ -6,13 +6,13 @@ only what the agent could not know: where it works and what that place is like.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from corral.domain.agent import SessionAgent
 from corral.domain.content import JsonObject
 from corral.domain.inference import ToolSpec
 from corral.domain.toolset import CustomTool, resolve
-from corral.interfaces import McpTool, Tool
+from corral.interfaces import McpTool, Tool, WebTool
 
 SANDBOX_NOTE = (
     "Your tools work in a Linux sandbox of this session, in /workspace. Network access, if the "
@@ -23,14 +23,21 @@ SANDBOX_NOTE = (
 
 
 def sandbox_tools(agent: SessionAgent, tools: Mapping[str, Tool]) -> list[str]:
-    """Names of the built-in tools that this agent may call here, in a fixed order."""
-    resolved = ((name, resolve(agent.tools, name)) for name in tools)
-    return [name for name, settings in resolved if settings is not None and settings.enabled]
+    """Names of the built-in tools that this agent may call in its sandbox, in a fixed order."""
+    return _enabled(agent, tools)
 
 
-def tool_specs(agent: SessionAgent, tools: Mapping[str, Tool], offered: Sequence[McpTool]) -> tuple[ToolSpec, ...]:
+def web_tools(agent: SessionAgent, web: Mapping[str, WebTool]) -> list[str]:
+    """Names of the built-in tools that this agent may call outside it, in a fixed order."""
+    return _enabled(agent, web)
+
+
+def tool_specs(
+    agent: SessionAgent, tools: Mapping[str, Tool], web: Mapping[str, WebTool], offered: Sequence[McpTool]
+) -> tuple[ToolSpec, ...]:
     """Everything the model may call: built-in tools, then the agent's own in their order, then MCP servers'."""
     built_in = [tools[name].spec for name in sandbox_tools(agent, tools)]
+    built_in += [web[name].spec for name in web_tools(agent, web) if web[name].offered]
     custom = [
         ToolSpec(name=tool.name, description=tool.description, input_schema=_schema(tool))
         for tool in agent.tools
@@ -45,6 +52,11 @@ def system_text(agent: SessionAgent, tools: Mapping[str, Tool]) -> str:
     if sandbox_tools(agent, tools):
         parts.append(SANDBOX_NOTE)
     return "\n\n".join(parts)
+
+
+def _enabled(agent: SessionAgent, names: Iterable[str]) -> list[str]:
+    resolved = ((name, resolve(agent.tools, name)) for name in names)
+    return [name for name, settings in resolved if settings is not None and settings.enabled]
 
 
 def _schema(tool: CustomTool) -> JsonObject:

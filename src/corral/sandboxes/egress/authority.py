@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from corral.domain.egress import as_address, normal
+from corral.domain.host import as_address, normal
 
 AUTHORITY_DAYS = 3_650
 CERTIFICATE_DAYS = 90

@@ -21,7 +21,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
-from corral.domain.egress import Endpoint, authority
+from corral.domain.egress import Endpoint
+from corral.domain.host import authority
 from corral.sandboxes.egress.orders import Credential
 
 HOSTS = tuple(

@@ -20,7 +20,8 @@ import h11
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from corral.domain.egress import Address, EgressPolicy, Ground, Refusal, as_address, embedded, shown
+from corral.domain.egress import EgressPolicy, Ground, Refusal
+from corral.domain.host import Address, as_address, embedded, shown
 from corral.errors import CorralError
 from corral.sandboxes.egress.line import STREAM_ERRORS, Limits, Line
 
