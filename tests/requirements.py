@@ -59,6 +59,13 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     ),
     "F019": Requirement("write and edit semantics (unique match)", "tools: runtime"),
     "F020": Requirement("glob and grep", "tools: runtime"),
+    "F021": Requirement(
+        "web_search with domain filters and location",
+        "tools: runtime",
+        divergence="Engines are the operator's choice (SearXNG, Brave, Tavily); without one it is not offered.",
+    ),
+    "F022": Requirement("web_fetch with url_not_allowed, max tokens", "tools: runtime"),
+    "F023": Requirement("web_fetch url_sources restriction", "tools: agents.tools"),
     "F024": Requirement("Oversize output spill to file (100k chars)", "tools: runtime"),
     "F025": Requirement("Disabled tool call denied without evaluation", "tools: runtime"),
     "F026": Requirement("always_ask pause and confirm allow/deny", "policy: events"),

@@ -1,0 +1,93 @@
+"""Search engines for tests: a real server that answers as SearXNG, Brave and Tavily document, and notes questions."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+PAGES: Sequence[tuple[str, str, str]] = (
+    ("https://docs.good.example/guide/intro", "Intro", "How it begins."),
+    ("https://docs.good.example/guide/intro#again", "Intro", "The same."),
+    ("https://bad.example/", "Bad", "Not this."),
+    ("javascript:alert(1)", "Script", "Nor this."),
+    ("https://good.example/other", " Other\n page ", "How it goes on."),
+)
+
+
+class Asked(NamedTuple):
+    """One request."""
+
+    path: str
+    params: dict[str, str]
+    headers: dict[str, str]
+    body: dict[str, object]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_POST(self) -> None:
+        self._answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+    def _answer(self, body: dict[str, object]) -> None:
+        assert isinstance(self.server, Engines)
+        split = urlsplit(self.path)
+        params = {name: values[0] for name, values in parse_qs(split.query).items()}
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.asked.append(Asked(split.path, params, headers, body))
+        status, sent = self.server.answer(split.path)
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+class Engines(http.server.ThreadingHTTPServer):
+    """All three, by path."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.instead: tuple[int, bytes] | None = None
+        """What to answer in place of results."""
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def answer(self, path: str) -> tuple[int, bytes]:
+        """A status and a body."""
+        if self.instead is not None:
+            return self.instead
+        text = "description" if path == "/web/search" else "content"
+        results = [{"url": url, "title": title, text: about, "score": 0.5} for url, title, about in PAGES]
+        if path == "/web/search":
+            return 200, json.dumps({"type": "search", "web": {"type": "search", "results": results}}).encode()
+        return 200, json.dumps({"query": "q", "number_of_results": 0, "answers": [], "results": results}).encode()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+
+@contextmanager
+def engines() -> Generator[Engines]:
+    """The server, while the block runs."""
+    server = Engines()
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
