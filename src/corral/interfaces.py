@@ -16,7 +16,7 @@ implementation. Nothing here does anything.
     Provider   models                                                    providers/{anthropic,openai,local,scripted}
     McpServers  tools from elsewhere                                     mcp/servers
     Tool       a built-in tool of the sandbox                            tools/*
-    WebTool    a built-in tool that reaches out                          tools/web_fetch, tools/web_search
+    WebTool    a built-in tool that reaches out                          tools/web_*
     Clock      what time it is                                           app.py, tests
     Tracer     where time goes, for operators                            tracing.py
 """

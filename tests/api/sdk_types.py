@@ -30,7 +30,6 @@ MAY_BE_ABSENT = {
     ("BetaManagedAgentsWebFetchToolConfig", "allowed_domains"),
     ("BetaManagedAgentsWebFetchToolConfig", "blocked_domains"),
     ("BetaManagedAgentsWebFetchToolConfig", "max_content_tokens"),
-    ("BetaManagedAgentsWebFetchToolConfig", "url_sources"),
 }
 
 

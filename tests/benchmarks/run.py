@@ -29,6 +29,7 @@ BENCHMARKS = (
     "proxy_cost",
     "docker_latency",
     "mcp_cost",
+    "web_fetch",
     "checkpoint",
     "idle_sessions",
 )

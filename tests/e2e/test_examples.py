@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import API_KEY, ServerProcess
+from tests.contracts.web_site import site
+from tests.e2e.conftest import API_KEY, ServerProcess, serving
 from tests.e2e.mcp_host import mcp_host
 from tests.e2e.sessions import bash, script
 
@@ -100,3 +101,18 @@ def test_a_tool_of_an_mcp_server_is_used_with_a_token_from_a_vault(live: ServerP
         printed = run(live, "mcp_with_vault.py", task, MCP_SERVER_URL=host.url, MCP_TOKEN=host.token)
         assert set(host.seen) == {"Bearer token-of-the-example"}
     assert printed.splitlines() == ["example: add({'a': 19, 'b': 23})", "42", "That was easy.", "[idle: end_turn]"]
+
+
+@pytest.mark.requirement("F022", "F023")
+def test_the_web_is_read_where_the_agent_may() -> None:
+    with (
+        site() as web,
+        serving('[web]\nallowed_private = ["127.0.0.1"]\nhosts = { "site.example" = "127.0.0.1" }\n') as server,
+    ):
+        place = f"http://site.example:{web.port}"
+        steps = [{"tool": "web_fetch", "input": {"url": f"{place}{path}"}} for path in ("/", "/more")]
+        elsewhere = {"tool": "web_fetch", "input": {"url": "http://other.example/"}}
+        printed = run(server, "web_research.py", "site.example", script(*steps, elsewhere, {"say": "That is all."}))
+    assert "web_fetch: " in printed and "# Heading" in printed and "  -> more\n" in printed
+    assert "error: url_not_allowed" in printed
+    assert printed.endswith("That is all.\n[idle: end_turn]\n")

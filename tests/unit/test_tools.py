@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from corral.config_sections import WebSettings
 from corral.domain.content import JsonObject
 from corral.errors import Invalid
 from corral.interfaces import SandboxCall
-from corral.tools import TOOLS
+from corral.tools import TOOLS, SearchKeys, open_web_tools
 
-TOKENS_MAX = 600
+TOKENS_MAX = 750
 CHARACTERS_PER_TOKEN = 4
 
 
@@ -28,7 +29,8 @@ def test_there_are_the_six_tools_under_their_own_names() -> None:
 
 
 def test_all_descriptions_together_fit_a_small_models_window() -> None:
-    characters = sum(len(msgspec.json.encode(tool.spec)) for tool in TOOLS.values())
+    web = open_web_tools(WebSettings(), SearchKeys()).values()
+    characters = sum(len(msgspec.json.encode(tool.spec)) for tool in (*TOOLS.values(), *web))
     assert characters / CHARACTERS_PER_TOKEN < TOKENS_MAX
 
 
