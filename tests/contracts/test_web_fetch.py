@@ -73,7 +73,7 @@ def reader(**changes: object) -> Reader:
 
 def config(**fields: object) -> ToolConfig:
     values: dict[str, object] = {"name": "web_fetch", "type": "web_fetch", "enabled": True, **fields}
-    return ToolConfig(permission_policy=AlwaysAllow(), **values)  # pyright: ignore[reportArgumentType]
+    return ToolConfig(permission_policy=AlwaysAllow(), **values)  # pyright: ignore[reportArgumentType]  # checked by msgspec elsewhere
 
 
 def at(server: Site, path: str = "/", host: str = "127.0.0.1") -> str:

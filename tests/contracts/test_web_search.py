@@ -40,7 +40,7 @@ def settings(name: str | None, url: str | None = None, **changes: object) -> Web
 
 def config(**fields: object) -> ToolConfig:
     values: dict[str, object] = {"name": "web_search", "type": "web_search", "enabled": True, **fields}
-    return ToolConfig(permission_policy=AlwaysAllow(), **values)  # pyright: ignore[reportArgumentType]
+    return ToolConfig(permission_policy=AlwaysAllow(), **values)  # pyright: ignore[reportArgumentType]  # checked by msgspec elsewhere
 
 
 def search(chosen: WebSettings, query: str = "how it begins", about: ToolConfig | None = None) -> SandboxReply:
