@@ -72,6 +72,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "status": self._status,
             "garbage": self._garbage,
             "cookie": self._cookie,
+            "once": self._once,
         }
         if name in hostile:
             hostile[name](value)
@@ -141,6 +142,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _cookie(self, value: str) -> None:
         self.answer(302, "text/plain", b"", set_cookie="session=secret; path=/", location="/more")
 
+    def _once(self, value: str) -> None:
+        """The first visitor waits for ever."""
+        assert isinstance(self.server, Site)
+        visits = sum(path == self.path for _, path in self.server.seen)
+        self.server.visited.set()
+        if visits == 1:
+            self._drip("body")
+        self.answer(200, "text/plain", f"visit {visits}".encode())
+
     def log_message(self, format: str, *args: object) -> None:
         return
 
@@ -153,6 +163,7 @@ class Site(http.server.ThreadingHTTPServer):
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self.seen: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
+        self.visited = threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)

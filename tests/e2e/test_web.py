@@ -10,6 +10,7 @@ from tests.contracts.search_engines import engines
 from tests.contracts.web_site import Site, site
 from tests.e2e.conftest import serving
 from tests.e2e.sessions import (
+    GATE_SECONDS_MAX,
     TOOLSET,
     Json,
     answer,
@@ -23,6 +24,7 @@ from tests.e2e.sessions import (
     send,
     texts,
     turn,
+    wait_until_idle,
 )
 
 LOOPBACK = '[web]\nallowed_private = ["127.0.0.1/32"]\n'
@@ -130,6 +132,21 @@ def _an_interrupt_ends_a_fetch(client: Anthropic, web: Site) -> None:
         answer(client, session.id, {"type": "user.interrupt"})
         assert reader.idle().type == "end_turn"
     assert "Never said." not in [texts(event) for event in reader.of("agent.message")]
+
+
+@pytest.mark.requirement("F022")
+def test_a_page_is_read_again_when_the_server_died_over_it() -> None:
+    with site() as web, serving(LOOPBACK) as server:
+        with server.client() as client:
+            session = new_session(client)
+            send(client, session.id, script(fetch(at(web, "/once/")), {"say": "Done."}))
+            assert web.visited.wait(GATE_SECONDS_MAX)
+        server.kill()
+        server.start()
+        with server.client() as client:
+            seen = wait_until_idle(client, session.id)
+        assert results(seen) == ["visit 2"]
+        assert [texts(event) for event in seen if event.type == "agent.message"] == ["Done."]
 
 
 @pytest.mark.requirement("F023")
