@@ -168,6 +168,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F126": Requirement("Unique key 409 and 20 limit", "vault: credentials"),
     "F127": Requirement("OAuth refresh before call", "vault: runtime"),
     "F128": Requirement("mcp_oauth_validate verdicts", "vault: POST validate"),
+    "F129": Requirement("Env-var placeholder and egress substitution", "vault: runtime"),
     "F130": Requirement("injection_location create/update rules", "vault: credentials"),
     "F131": Requirement("Rotation reaches running sessions", "vault: runtime"),
     "F141": Requirement("Cap, pause, raise resumes", "budget: budget"),

@@ -232,6 +232,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max, registry=registry)
         parts = _parts(settings, store, catalogue, reach, blobs=blobs, bus=bus, provider=provider, sandboxes=sandboxes)
         harness = Harness(parts._replace(watch=watch))
+        harness.entrust(credentials)
         await engine.start(harness, await store.log.unfinished())
         stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
         listen(engine)

@@ -58,6 +58,8 @@ class HarnessSettings(Section, frozen=True, kw_only=True):
     attachments_cached_bytes_max: int = 64 * 1024 * 1024
     """Files that messages refer to, kept in memory in the form that models take."""
     tool_calls_parallel_max: int = 16
+    vaults_read_seconds: float = 15.0
+    """How long a running command goes on with secrets of vaults as they were; each call reads them anew."""
     tool_result_characters_max: int = 100_000
     """Text of one tool result; a longer one goes to a file in the sandbox, with a preview in its place."""
     tool_result_preview_characters: Annotated[int, msgspec.Meta(ge=0)] = 4_000

@@ -39,6 +39,7 @@ from corral.domain.environment import SEALED, Recipe
 from corral.domain.file import Blob, Mount, Output
 from corral.domain.inference import ModelChunk, ModelRequest, ToolSpec
 from corral.domain.lifecycle import Change, Row
+from corral.domain.placeholder import Substitution
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.restored import RestoredEvent
 from corral.domain.session import Session, SessionState
@@ -187,12 +188,23 @@ class Sandboxes(Protocol):
         too old, is removed, now and from time to time. Opened before any sandbox, by the server that runs them."""
         ...
 
-    async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
+    async def open(self, session_id: str, recipe: Recipe = SEALED, secrets: Sequence[Substitution] = ()) -> Sandbox:
         """The session's sandbox: the one that runs, however it was made, else a new one by `recipe` over its files,
         which are brought back if they were put away.
 
+        A new one has the placeholders of `secrets` in its environment. From now on these secrets and no others take
+        their place in what the sandbox sends, also when it was running; they end with it.
+
         Idempotent and safe to call concurrently for one id. Survives a restart of the server: a sandbox that
         outlived it is found again. Raises `SandboxUnavailable` with the reason."""
+        ...
+
+    def entrust(self, session_id: str, secrets: Sequence[Substitution]) -> None:
+        """As `open` does for a sandbox that runs; nothing for one that does not."""
+        ...
+
+    def out_of_reach(self, recipe: Recipe, hosts: Sequence[str]) -> Sequence[str]:
+        """Which of these, exact or `*.` and a name, mean no host that a sandbox by `recipe` may reach."""
         ...
 
     async def mount(self, session_id: str, mounts: Sequence[Mount], blobs: Blobs) -> None:
@@ -502,6 +514,10 @@ class Sealing(Protocol):
         """Seal `data` with the vault's `key`, bound to what it is `about`. Raises `MachineUnfit`."""
         ...
 
+    def mark(self, vault_id: str, key: bytes, about: str) -> bytes:
+        """32 bytes that depend on the vault's key and on what they are `about`. Raises `MachineUnfit`."""
+        ...
+
     def open(self, vault_id: str, key: bytes, sealed: bytes, about: str) -> bytes:
         """What was sealed. Raises `MachineUnfit` when the keys are others, or it was sealed about something else."""
         ...
@@ -523,6 +539,9 @@ class Variable(NamedTuple):
 
     credential: Credential
     secret: str
+    mark: bytes
+    """20 bytes that are this variable's in this session, the same on every worker and whatever its secret is; nobody
+    can compute them without the vault's key."""
 
     def __repr__(self) -> str:
         return f"Variable({self.credential.id}, ***)"
@@ -538,8 +557,8 @@ class Credentials(Protocol):
         no vault has one, or when it was rejected and cannot be had anew. Raises `CredentialFailed`."""
         ...
 
-    async def variables(self, workspace_id: str, vault_ids: Sequence[str]) -> Sequence[Variable]:
-        """The environment variables, one for each name."""
+    async def variables(self, workspace_id: str, vault_ids: Sequence[str], session_id: str) -> Sequence[Variable]:
+        """The environment variables, one for each name. Raises `MachineUnfit` when they cannot be opened."""
         ...
 
     async def validate(self, workspace_id: str, vault_id: str, credential_id: str) -> Validation:

@@ -6,6 +6,8 @@ operators; nothing of the proxy is replaced.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import http.server
 import ssl
 import threading
@@ -18,6 +20,7 @@ from corral.config_sections import EgressSettings
 from corral.sandboxes.egress.authority import Authority, Pair, make_authority
 
 ALLOWED, OTHER = "allowed.test", "other.test"
+WAIT_SECONDS_MAX = 60
 PIECE = bytes(64 * 1024)
 
 
@@ -35,6 +38,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("location", f"https://{value}")
             self.send_header("content-length", "0")
             self.end_headers()
+        elif kind == "echo":
+            self._echo_request(value)
+        elif kind == "rude":
+            self.close_connection = True
         elif kind == "bytes":
             self._answer(int(value))
         elif self.headers.get("upgrade") == "websocket":
@@ -43,12 +50,48 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer_text(f"hello from {self.server.name}")
 
     def do_POST(self) -> None:
+        if self.path.startswith("/echo/"):
+            self._echo_request(self.path.removeprefix("/echo/"))
+            return
         left = int(self.headers["content-length"])
         total = 0
         while left > 0:
             piece = self.rfile.read(min(left, len(PIECE)))
             left, total = left - len(piece), total + len(piece)
         self._answer_text(f"took {total}")
+
+    def _echo_request(self, how: str) -> None:
+        """Keep what came, and send it back: headers as a header and in the body, then the body."""
+        assert isinstance(self.server, Host)
+        body = self._body()
+        self.server.received(Received(dict(self.headers.items()), body))
+        said = "".join(f"{name}: {value}\n" for name, value in self.headers.items()).encode() + body
+        if how == "base64":
+            said = base64.b64encode(b"?" + body)
+        self.send_response(200)
+        if how in ("gzip", "br"):
+            said = gzip.compress(said)
+            self.send_header("content-encoding", how)
+        self.send_header("x-echo", self.headers.get("authorization", ""))
+        pieces = [said[at : at + 5] for at in range(0, len(said), 5)] if how == "pieces" else [said]
+        self.send_header("transfer-encoding", "chunked") if how == "pieces" else self.send_header(
+            "content-length", str(len(said))
+        )
+        self.end_headers()
+        for piece in pieces:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if how == "pieces" else piece)
+        if how == "pieces":
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _body(self) -> bytes:
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length", "0")))
+        whole = bytearray()
+        while size := int(self.rfile.readline(), 16):
+            whole += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return bytes(whole)
 
     def _answer_text(self, text: str) -> None:
         self.send_response(200)
@@ -78,6 +121,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return
 
 
+class Received(NamedTuple):
+    """A request to `/echo/`."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
 class Host(http.server.ThreadingHTTPServer):
     """One of them."""
 
@@ -86,9 +136,25 @@ class Host(http.server.ThreadingHTTPServer):
     def __init__(self, name: str, context: ssl.SSLContext | None) -> None:
         self.name, self.seen = name, list[str]()
         self.authorizations = list[str | None]()
+        self.requests: list[Received] = []
+        self._news = threading.Condition()
         super().__init__(("127.0.0.1", 0), _Handler)
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def received(self, request: Received) -> None:
+        """Keep it."""
+        with self._news:
+            self.requests.append(request)
+            self._news.notify_all()
+
+    def wait_for(self, text: str) -> None:
+        """Until a request comes with this in a header."""
+        with self._news:
+            assert self._news.wait_for(
+                lambda: any(text in value for each in self.requests for value in each.headers.values()),
+                WAIT_SECONDS_MAX,
+            ), "no such request"
 
     def handle_error(self, request: object, client_address: object) -> None:
         return

@@ -10,6 +10,7 @@ import pytest
 from corral.config_sections import SandboxSettings
 from corral.conformance import PROMISES, WALLS, sandbox_outcomes
 from corral.domain.environment import SEALED, Recipe
+from corral.domain.placeholder import Substitution
 from corral.interfaces import Sandbox
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
@@ -36,9 +37,9 @@ async def test_every_backend_keeps_its_promises(machine: Machine, blobs: DiskBlo
 class Forgetful(ProcessSandboxes):
     """Gives every caller a fresh sandbox."""
 
-    async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
+    async def open(self, session_id: str, recipe: Recipe = SEALED, secrets: Sequence[Substitution] = ()) -> Sandbox:
         await self.destroy(session_id)
-        return await super().open(session_id, recipe)
+        return await super().open(session_id, recipe, secrets)
 
 
 async def test_a_backend_that_forgets_is_found_out(root: Path, blobs: DiskBlobs) -> None:

@@ -59,9 +59,13 @@ def environment(session: Session) -> Record:
 
 def mcp_servers(records: Records, clock: Clock) -> SessionServers:
     """MCP servers as a server has them, with a master key of their own."""
+    return SessionServers(credentials(records, clock), McpSettings())
+
+
+def credentials(records: Records, clock: Clock) -> VaultCredentials:
+    """What vaults hold, with a master key of their own."""
     keys = (new_master_key(),)
-    sealing = VaultSealing(LocalKeyWrapper(lambda: keys))
-    return SessionServers(VaultCredentials(records, sealing, clock), McpSettings())
+    return VaultCredentials(records, VaultSealing(LocalKeyWrapper(lambda: keys)), clock)
 
 
 def state() -> SessionState:

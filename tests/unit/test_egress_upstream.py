@@ -17,6 +17,7 @@ from corral.sandboxes.egress.authority import Authority, make_authority
 from corral.sandboxes.egress.exchange import Exchange, Rules
 from corral.sandboxes.egress.line import Limits
 from corral.sandboxes.egress.rewriting import Rewriting
+from corral.sandboxes.egress.secrets import Secrets
 from corral.sandboxes.egress.upstream import Origin, Outside, Turned, goes_direct
 
 SECONDS_MAX = 60
@@ -72,6 +73,7 @@ async def test_a_name_that_changes_its_address_is_looked_up_once_and_reached_whe
             Authority(make_authority(), tmp_path),
             outside(certificates),
             Rewriting(()),
+            Secrets(),
             LIMITS,
             anyio.CapacityLimiter(1),
             report,

@@ -69,6 +69,15 @@ class EgressPolicy(msgspec.Struct, frozen=True, kw_only=True):
             "Whoever manages the environment can add it to `networking.allowed_hosts`.",
         )
 
+    def reaches_some(self, entry: str) -> bool:
+        """Whether any host is allowed that an entry means: normalised, exact or `*.` and a name; on whatever port."""
+        if self.unrestricted or any(each.host == entry for each in self.endpoints) or self._listed(entry):
+            return True
+        if not entry.startswith("*."):
+            return False
+        below = (*self.hosts, *(each.host for each in self.endpoints))
+        return any(each.endswith(entry[1:]) for each in below)
+
     def may_be_private(self, host: str, port: int) -> bool:
         """Whether this host's addresses may be private ones."""
         return any(each.private and each.covers(host, port) for each in self.endpoints)

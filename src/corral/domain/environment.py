@@ -95,6 +95,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     packages: Packages = Packages()
     mcp_hosts: tuple[str, ...] = ()
     """Of the agent's MCP servers, as `host` or `host:port`; reachable where `networking` allows MCP servers."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Set inside, by name: placeholders of secrets, and never secrets."""
     environment: str = ""
     """The environment's name, for settings of the operator's that are about one environment."""
 

@@ -228,11 +228,15 @@ class ErrorObject(msgspec.Struct, frozen=True, kw_only=True):
         "compaction_limit_reached_error",
         "mcp_connection_failed_error",
         "mcp_authentication_failed_error",
+        "credential_host_unreachable_error",
     ]
     message: str
     retry_status: Retrying | Exhausted | Terminal
     mcp_server_name: str | UnsetType = UNSET
     """Only in, and in all, `mcp_*` errors."""
+    credential_id: str | UnsetType = UNSET
+    """Only in, and in all, `credential_*` errors; as is the next one."""
+    vault_id: str | UnsetType = UNSET
 
 
 # ------------------------------------------------------------------------------------------------- the session

@@ -49,7 +49,7 @@ async def ask(
     model = session.agent.model
     request = ModelRequest(
         model=model.id,
-        system=system_text(session.agent, parts.tools),
+        system=system_text(session.agent, parts.tools, session.vault_ids),
         messages=await _messages(parts, session, context),
         tools=tool_specs(session.agent, parts.tools, parts.web, offered),
         output_tokens_max=parts.settings.output_tokens_max,

@@ -18,6 +18,7 @@ from corral.domain.content import ResultBlock, TextBlock
 from corral.domain.environment import SEALED
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append, Change
+from corral.domain.placeholder import Substitution
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import own_config
 from corral.domain.url import Url
@@ -25,6 +26,7 @@ from corral.domain.web import Source
 from corral.errors import Invalid, PackagesFailed, SandboxError
 from corral.harness.context import OpenCall
 from corral.harness.deciding import Happened
+from corral.harness.entrusting import unreachable
 from corral.harness.parts import Parts
 from corral.harness.recipe import recipe
 from corral.harness.spilling import fitting
@@ -55,6 +57,8 @@ class Caller:
         self._offered = False
         self._servers_failed: set[str] = set()
         self._untold: list[ev.ErrorObject] = []
+        self._looked_at: set[str] = set()
+        """Ids of credentials whose hosts were compared with the environment's in this turn."""
 
     def telling(self, happened: Happened) -> Happened:
         """What has happened, with what the client is still to be told about sandbox and servers. Take it once."""
@@ -142,16 +146,32 @@ class Caller:
             session = self._session()
             if self._sandbox is None:
                 self._recipe = await recipe(self._parts.records, session)
-            self._sandbox = await self._made(session.id)
+            secrets = await self._parts.entrusting.secrets_of(session)
+            self._sandbox = await self._made(session.id, secrets)
+            self._tell_of_unreachable(secrets)
             mounts = [each.mount() for each in session.resources]
             await self._parts.sandboxes.mount(session.id, mounts, self._parts.blobs)
             return self._sandbox
 
-    async def _made(self, session_id: str) -> Sandbox:
+    def _tell_of_unreachable(self, secrets: Sequence[Substitution]) -> None:
+        for secret in secrets:
+            if secret.credential_id not in self._looked_at:
+                self._looked_at.add(secret.credential_id)
+                error = unreachable(self._parts.sandboxes, self._recipe, secret)
+                self._untold += [error] if error else []
+
+    async def keep_entrusted(self) -> None:
+        """While a turn lasts. See `Entrusting.keep`."""
+        seconds = self._parts.settings.vaults_read_seconds
+        await self._parts.entrusting.keep(
+            self._parts.sandboxes, self._session, lambda: self._sandbox is not None, seconds
+        )
+
+    async def _made(self, session_id: str, secrets: Sequence[Substitution]) -> Sandbox:
         if self._failed is not None:
             raise PackagesFailed(self._failed.message)
         try:
-            return await self._parts.sandboxes.open(session_id, self._recipe)
+            return await self._parts.sandboxes.open(session_id, self._recipe, secrets)
         except PackagesFailed as error:
             self._failed = error
             # `retrying`: the session goes on, and its next turn tries again (events.md section 10).

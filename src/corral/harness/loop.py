@@ -112,6 +112,7 @@ class Turn:
         if not self._warmed and sandbox_tools(self._session.agent, self._parts.tools):
             self._warmed = True
             self._background.start_soon(self._caller.warm)
+            self._background.start_soon(self._caller.keep_entrusted)
         answer = await self._unless_interrupted(self._answer)
         match answer:
             case None:

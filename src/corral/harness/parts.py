@@ -8,6 +8,7 @@ from typing import NamedTuple
 from corral.config_sections import HarnessSettings
 from corral.domain.model import ListPrice
 from corral.harness.attachments import Attachments
+from corral.harness.entrusting import NOTHING, Entrusting
 from corral.harness.watching import UNWATCHED, Watch
 from corral.interfaces import Blobs, Bus, Clock, EventLog, McpServers, Provider, Records, Sandboxes, Tool, WebTool
 
@@ -34,3 +35,5 @@ class Parts(NamedTuple):
     clock: Clock
     settings: HarnessSettings
     watch: Watch = UNWATCHED
+    entrusting: Entrusting = NOTHING
+    """What of the vaults is for sandboxes."""

@@ -21,6 +21,11 @@ SANDBOX_NOTE = (
     "Put files for the user to download into /mnt/session/outputs."
 )
 
+SECRETS_NOTE = (
+    "Environment variables whose values begin with corral-secret- stand for secrets. Use them as they are in headers "
+    "and bodies of HTTPS requests; for the hosts they are meant for, the secret takes their place on the way."
+)
+
 
 def sandbox_tools(agent: SessionAgent, tools: Mapping[str, Tool]) -> list[str]:
     """Names of the built-in tools that this agent may call in its sandbox, in a fixed order."""
@@ -46,11 +51,12 @@ def tool_specs(
     return (*built_in, *custom, *(tool.spec for tool in offered))
 
 
-def system_text(agent: SessionAgent, tools: Mapping[str, Tool]) -> str:
-    """The agent's own prompt, then the note on the sandbox if it has tools there."""
+def system_text(agent: SessionAgent, tools: Mapping[str, Tool], vault_ids: Sequence[str]) -> str:
+    """The agent's own prompt, then the notes on the sandbox if it has tools there. A session's vaults never change."""
     parts = [agent.system] if agent.system else []
     if sandbox_tools(agent, tools):
         parts.append(SANDBOX_NOTE)
+        parts += [SECRETS_NOTE] if vault_ids else []
     return "\n\n".join(parts)
 
 

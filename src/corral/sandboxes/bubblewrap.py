@@ -174,7 +174,7 @@ class BubblewrapSandboxes(LocalSandboxes):
             "/opt/corral/lib",
             listener=listener,
             root="/workspace",
-            environment={**ENVIRONMENT, **(way_out.variables if way_out else {})},
+            environment={**dict(recipe.variables), **ENVIRONMENT, **(way_out.variables if way_out else {})},
             resources=_resources(self._settings),
             names={},
             egress_socket=inside.SOCKET if way_out else "",

@@ -128,7 +128,9 @@ class DockerSandboxes(LocalSandboxes):
         docker = self._settings.docker
         image = docker.images.get(recipe.environment, docker.image)
         way_out = self.way_out(directory, recipe)
-        environment = variables(self._engine.variables_of(image)) | dict(way_out.variables if way_out else {})
+        environment = variables({**self._engine.variables_of(image), **dict(recipe.variables)}) | dict(
+            way_out.variables if way_out else {}
+        )
         daemon = self.daemon_command(
             "python3",
             LIBRARY,

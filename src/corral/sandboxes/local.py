@@ -11,7 +11,7 @@ import os
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,15 +20,15 @@ from weakref import WeakValueDictionary
 import anyio
 import anyio.to_thread
 import msgspec
-import structlog
 
 from corral.config_sections import EgressSettings, SandboxSettings
 from corral.domain.egress import EgressPolicy, installs
 from corral.domain.environment import SEALED, Packages, Recipe
 from corral.domain.file import Mount, Output
-from corral.errors import MachineUnfit, NotFound, SandboxUnavailable
+from corral.domain.placeholder import Substitution, variables
+from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces import Blobs, Fact, Sandbox, Upkeep
-from corral.sandboxes import directory_files, programs
+from corral.sandboxes import directory_files, directory_uploads, programs
 from corral.sandboxes.attendant import Attendant
 from corral.sandboxes.cgroups import Group
 from corral.sandboxes.child import Child
@@ -40,8 +40,6 @@ from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.lifecycle import RESTARTED, Lifecycle, in_use
 from corral.sandboxes.limited import Watch
 from corral.sandboxes.series import SandboxSeries
-
-log = structlog.get_logger(__name__)
 
 CONNECTIONS_WAITING_MAX = 8
 CHUNK_BYTES = 1024 * 1024
@@ -150,11 +148,12 @@ class LocalSandboxes(ABC):
         finally:
             self._lifecycle.keep(None)
 
-    async def open(self, session_id: str, recipe: Recipe = SEALED) -> Sandbox:
+    async def open(self, session_id: str, recipe: Recipe = SEALED, secrets: Sequence[Substitution] = ()) -> Sandbox:
         """See `Sandboxes.open`. Cheap when the sandbox runs, so it may be called before every use."""
         connection = self._running(session_id)
         directory, group = SessionDirectory(self._root, session_id), self.group(session_id)
         if connection is not None:
+            self._attachments.entrust(session_id, secrets)
             return self._watch.over(session_id, connection, directory, group)
         self._keep_here(session_id)
         async with self._locks.setdefault(session_id, anyio.Lock()):
@@ -163,7 +162,7 @@ class LocalSandboxes(ABC):
                 await self._prepare_for(directory, recipe)
                 # Not left half-way when the caller is cancelled; `start_seconds_max` bounds it.
                 with anyio.CancelScope(shield=True):
-                    connection = await self._open(directory, session_id, recipe)
+                    connection = await self._open(directory, session_id, recipe, secrets)
             assert connection is not None, "a scope that is never cancelled swallows nothing"
             return self._watch.over(session_id, connection, directory, self.group(session_id))
 
@@ -191,16 +190,18 @@ class LocalSandboxes(ABC):
         connection.touch()
         return connection
 
-    async def _open(self, directory: SessionDirectory, session_id: str, recipe: Recipe) -> Connection:
+    async def _open(
+        self, directory: SessionDirectory, session_id: str, recipe: Recipe, secrets: Sequence[Substitution]
+    ) -> Connection:
         try:
             await self.start()
             lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
             try:
-                connection = await self._find(directory, session_id)
+                connection = await self._find(directory, session_id, secrets)
                 if connection is None:
                     with self._series.starting():
                         await self._lifecycle.revive(directory, session_id)
-                        connection = await self._launch(directory, session_id, recipe)
+                        connection = await self._launch(directory, session_id, recipe, secrets)
                 connection.on_idle = partial(self._rest, session_id, connection)
                 self._connections[session_id] = connection
                 return connection
@@ -211,24 +212,31 @@ class LocalSandboxes(ABC):
         except OSError as error:
             raise SandboxUnavailable(f"The sandbox could not be started: {error}") from error
 
-    async def _find(self, directory: SessionDirectory, session_id: str) -> Connection | None:
+    async def _find(
+        self, directory: SessionDirectory, session_id: str, secrets: Sequence[Substitution]
+    ) -> Connection | None:
         record = await anyio.to_thread.run_sync(directory.record)
         if record is None:
             return None
         hello = await greet(directory.socket, self._settings)
         if hello is not None:
-            await self._attachments.attach_again(directory, session_id, record.pid)
+            await self._attachments.attach_again(directory, session_id, record.pid, secrets)
+            self._attachments.entrust(session_id, secrets)
             self._series.found()
             return self._connected(directory, hello, record, "")
         # It may hang rather than be gone; two over the same files must never be.
         await anyio.to_thread.run_sync(self.kill, directory)
         return None
 
-    async def _launch(self, directory: SessionDirectory, session_id: str, recipe: Recipe) -> Connection:
+    async def _launch(
+        self, directory: SessionDirectory, session_id: str, recipe: Recipe, secrets: Sequence[Substitution]
+    ) -> Connection:
         await self._reap(session_id)
         policy = self.egress_policy(recipe)
         await anyio.to_thread.run_sync(self._make, directory, policy)
-        async with self._attachments.starting(directory, session_id, policy):
+        if secrets:
+            recipe = msgspec.structs.replace(recipe, variables=tuple(variables(secrets).items()))
+        async with self._attachments.starting(directory, session_id, policy, secrets):
             launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
             self._attachments.follow(session_id, launched.pid)
             if launched.process is not None:
@@ -255,6 +263,11 @@ class LocalSandboxes(ABC):
         """What a sandbox by this recipe may reach through the proxy; None when it gets no way out."""
         policy = self.egress.policy(recipe)
         return None if policy.reaches_nothing else policy
+
+    def out_of_reach(self, recipe: Recipe, hosts: Sequence[str]) -> Sequence[str]:
+        """See `Sandboxes.out_of_reach`."""
+        policy = self.egress.policy(recipe)
+        return [host for host in hosts if not policy.reaches_some(host)]
 
     def way_out(self, directory: SessionDirectory, recipe: Recipe) -> inside.WayOut | None:
         """What is put into a sandbox so that it finds the proxy; None when it gets no way out."""
@@ -298,6 +311,10 @@ class LocalSandboxes(ABC):
             finally:
                 child.leave()
 
+    def entrust(self, session_id: str, secrets: Sequence[Substitution]) -> None:
+        """See `Sandboxes.entrust`."""
+        self._attachments.entrust(session_id, secrets)
+
     async def mount(self, session_id: str, mounts: Sequence[Mount], blobs: Blobs) -> None:
         """See `Sandboxes.mount`. Cheap when nothing changed, so it may be called before every use."""
         wanted = {mount.path: mount.sha256 for mount in mounts}
@@ -310,7 +327,7 @@ class LocalSandboxes(ABC):
             async with self._locks.setdefault(session_id, anyio.Lock()):
                 for path in await anyio.to_thread.run_sync(directory_files.begin_uploads, directory, wanted):
                     self._watch.require_space()
-                    await _place(directory, path, wanted[path], blobs)
+                    await directory_uploads.place(directory, path, wanted[path], blobs)
                 self._mounted[session_id] = wanted
                 self._running(session_id)  # long files take long, and it was in use all the while
         except OSError as error:
@@ -453,26 +470,3 @@ def _note_told(directory: SessionDirectory) -> None:
     life = directory.life()
     if life is not None and life.notice:
         directory.put_life(msgspec.structs.replace(life, notice=""))
-
-
-async def _place(directory: SessionDirectory, path: str, sha256: str, blobs: Blobs) -> None:
-    """Put a blob among the uploads, whole or not at all; one that is gone is left out."""
-    draft = directory.server / "incoming"
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        async with aclosing(blobs.open(sha256)) as chunks:
-            async for chunk in chunks:
-                await anyio.to_thread.run_sync(_write_all, descriptor, chunk)
-        await anyio.to_thread.run_sync(directory_files.install_upload, directory, draft.name, path)
-    except NotFound:
-        log.warning("mount_without_bytes", session_id=directory.path.name, path=path)
-    finally:
-        os.close(descriptor)
-        draft.unlink(missing_ok=True)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

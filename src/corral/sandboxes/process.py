@@ -2,9 +2,9 @@
 
 It exists for machines where nothing else works and for debugging, and must be asked for by name: commands can do
 whatever the server's user can, and have the machine's own network, whole: an environment with limited networking is
-refused. Files still have a directory for each session, and the file tools know it as
-/workspace, but a shell sees the real paths. Nothing ends with the daemon by itself, so what it leaves behind is found
-by a variable in its environment.
+refused, and placeholders of secrets stay placeholders, because nothing swaps them on their way. Files still have a
+directory for each session, and the file tools know it as /workspace, but a shell sees the real paths. Nothing ends
+with the daemon by itself, so what it leaves behind is found by a variable in its environment.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ProcessSandboxes(LocalSandboxes):
         """See `LocalSandboxes.launch`."""
         assert self._daemon is not None, "prepare() comes first"
         workspace = str(directory.files / "workspace")
-        environment = self._environment(directory)
+        environment = {**dict(recipe.variables), **self._environment(directory)}
         command = self.daemon_command(
             sys.executable,
             str(self._daemon),

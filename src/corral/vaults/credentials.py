@@ -25,6 +25,7 @@ from corral.domain.credential import (
     StoredCredential,
 )
 from corral.domain.credential_validation import ProbedRefresh, Validation
+from corral.domain.placeholder import MARK_BYTES
 from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, StoredVault
 from corral.errors import Conflict, CredentialFailed, Invalid, MachineUnfit, NotFound
@@ -88,14 +89,16 @@ class VaultCredentials:
                         raise CredentialFailed(GONE) from error
         return None
 
-    async def variables(self, workspace_id: str, vault_ids: Sequence[str]) -> Sequence[Variable]:
+    async def variables(self, workspace_id: str, vault_ids: Sequence[str], session_id: str) -> Sequence[Variable]:
         """See `Credentials.variables`."""
         variables: dict[str, Variable] = {}
         for vault_id in vault_ids:
             for found in await self._active(workspace_id, vault_id):
-                if isinstance(found.credential.auth, EnvironmentVariable):
-                    variable = Variable(found.credential, self._secret(found).value)
-                    variables.setdefault(found.credential.key, variable)
+                key = found.credential.key
+                if isinstance(found.credential.auth, EnvironmentVariable) and key not in variables:
+                    # By name and not by id, so that it stays when one credential takes another's place.
+                    mark = self._sealing.mark(vault_id, found.key, f"{session_id} {key}")
+                    variables[key] = Variable(found.credential, self._secret(found).value, mark[:MARK_BYTES])
         return list(variables.values())
 
     async def validate(self, workspace_id: str, vault_id: str, credential_id: str) -> Validation:

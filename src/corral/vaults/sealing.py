@@ -6,6 +6,7 @@ open there. A key management service would be another `KeyWrapper`.
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -76,6 +77,10 @@ class VaultSealing:
     def seal(self, vault_id: str, key: bytes, data: bytes, about: str) -> bytes:
         """See `Sealing.seal`."""
         return _seal(self._wrapper.unwrap(key, vault_id.encode()), data, about.encode())
+
+    def mark(self, vault_id: str, key: bytes, about: str) -> bytes:
+        """See `Sealing.mark`."""
+        return hmac.digest(self._wrapper.unwrap(key, vault_id.encode()), b"mark\0" + about.encode(), "sha256")
 
     def open(self, vault_id: str, key: bytes, sealed: bytes, about: str) -> bytes:
         """See `Sealing.open`."""

@@ -5,6 +5,7 @@
     proxy.py       the proxy process: takes orders, accepts connections
     exchange.py    one connection from a sandbox: CONNECT, TLS, requests and answers
     upstream.py    one connection to a host: resolve, check each address, connect to what was checked
+    secrets.py     placeholders for secrets on the way out, secrets for placeholders on the way in; replacing.py does it
     line.py        HTTP/1.1 over a stream of bytes        authority.py   the certificates that it answers with
     orders.py      what server and proxy say to each other
     registries.py  package managers: their hosts, and how this machine is set up to reach them

@@ -20,13 +20,20 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from corral.domain.egress import EgressPolicy, Refusal
 from corral.domain.host import Address, authority
 from corral.sandboxes.egress.authority import Authority, answered_as
-from corral.sandboxes.egress.line import STREAM_ERRORS, Limits, Line, Rejoined, end_to_end, wants_websocket
+from corral.sandboxes.egress.line import STREAM_ERRORS, Header, Limits, Line, Rejoined, end_to_end, wants_websocket
+from corral.sandboxes.egress.replacing import Replacer
 from corral.sandboxes.egress.rewriting import Rewriting
+from corral.sandboxes.egress.secrets import Compressed, Plain, Secrets, Treatment
 from corral.sandboxes.egress.upstream import Origin, Outside, Turned, Unreached, Upstream
 
 Report: TypeAlias = Callable[[Literal["refused", "failed", "connected"], str, str], None]
 URL = re.compile(r"http://([^/?#]+)((?:/|\?).*)?", re.IGNORECASE)
 TLS_BEGINS = 0x16
+BODILESS = (204, 304)
+SHORT_ANSWER_BYTES_MAX = 64 * 1024
+"""Of an answer that is searched: it is sent with its length; longer ones are chunked."""
+GATHERED_BYTES_MAX = 256 * 1024
+"""Of a request's body whose length is not known before secrets are in it; what is longer is sent chunked."""
 DRAIN_BYTES_MAX = 1024 * 1024
 DRAIN_SECONDS_MAX = 2.0
 VERSION_2 = "HTTP/2 does not pass this proxy; HTTP/1.1 does."
@@ -39,6 +46,7 @@ class Rules(NamedTuple):
     authority: Authority
     outside: Outside
     rewriting: Rewriting
+    secrets: Secrets
     limits: Limits
     resolving: anyio.CapacityLimiter
     report: Report
@@ -60,6 +68,16 @@ class Asked(NamedTuple):
     origin: Origin
     target: bytes
     """In origin form."""
+
+
+class Outgoing(NamedTuple):
+    """What is to be done with a request's body."""
+
+    replacer: Replacer | None = None
+    begun: bytes = b""
+    """To send first; it was read already."""
+    complete: bool = False
+    """Whether that is all."""
 
 
 class Exchange:
@@ -166,7 +184,11 @@ class Exchange:
             return False
         try:
             await self._pass_on(front, upstream, asked)
-        except (h11.RemoteProtocolError, TimeoutError, *STREAM_ERRORS):
+        except Unreached as failure:
+            await self._fail(front, failure, origin.host)
+            await self._drop_upstream()
+            return False
+        except (h11.ProtocolError, TimeoutError, *STREAM_ERRORS):
             if front.http.our_state is h11.SEND_RESPONSE:
                 await self._fail(
                     front, Unreached("broken", f"{origin.place} broke off before it answered."), origin.host
@@ -203,16 +225,31 @@ class Exchange:
         websocket = wants_websocket(request.headers)
         headers = end_to_end(list(request.headers), upgrading=websocket)
         headers = self._rules.rewriting.headers(origin, self._rules.policy, headers)
+        treatment = self._rules.secrets.towards(origin)
+        body = Outgoing()
+        if treatment is not None:
+            replacer = treatment.body(headers)
+            headers = treatment.headers(headers)
+            if replacer is not None:
+                headers, body = await _begun(front, headers, replacer)
         target = b"http://" + origin.place.encode("ascii") + asked.target if upstream.absolute else asked.target
         headers += upstream.headers
         await back.send(h11.Request(method=request.method, target=target, headers=headers))
+        problem: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_send_body, front, back)
-            if await _send_answer(front, back):
-                tasks.start_soon(_relay, front, back)
+            tasks.start_soon(_send_body, front, back, body)
+            try:
+                upgraded = await _send_answer(front, back, treatment, bare=request.method == b"HEAD")
+            except (h11.ProtocolError, TimeoutError, Unreached, *STREAM_ERRORS) as error:
+                # Raised below: the group would wrap it.
+                problem, upgraded = error, False
+            if upgraded:
+                tasks.start_soon(_relay, front, back, treatment)
             else:
                 # An answer may come before all of the request is there; the rest is not wanted then.
                 tasks.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
 
     # ---------------------------------------------------------------------------------------------- refusals
 
@@ -248,18 +285,45 @@ async def _answer(front: Line, status: int, reason: str, sentence: str) -> None:
             left -= len(piece)
 
 
-async def _send_body(front: Line, back: Line) -> None:
+async def _begun(front: Line, headers: list[Header], replacer: Replacer) -> tuple[list[Header], Outgoing]:
+    """A request whose body's length may change: a short body is read whole, to say how long; a long one is chunked."""
+    if not any(name == b"content-length" for name, _ in headers):
+        return headers, Outgoing(replacer)
+    rest = [each for each in headers if each[0] != b"content-length"]
+    if front.http.they_are_waiting_for_100_continue:
+        await front.send(h11.InformationalResponse(status_code=100, headers=[]))
+    gathered = bytearray()
+    while len(gathered) <= GATHERED_BYTES_MAX:
+        event = await front.next_event()
+        if isinstance(event, h11.Data):
+            gathered += replacer.feed(event.data)
+        elif isinstance(event, h11.EndOfMessage):
+            gathered += replacer.finish()
+            rest.append((b"content-length", str(len(gathered)).encode("ascii")))
+            return rest, Outgoing(None, bytes(gathered), True)
+        else:
+            raise h11.RemoteProtocolError("the request broke off")
+    return [*rest, (b"transfer-encoding", b"chunked")], Outgoing(replacer, bytes(gathered))
+
+
+async def _send_body(front: Line, back: Line, body: Outgoing) -> None:
     """The request's body. What breaks here shows in the answer, so nothing is raised."""
     try:
+        if body.begun:
+            await back.send(h11.Data(data=body.begun))
+        if body.complete:
+            return await back.send(h11.EndOfMessage())
         if front.http.they_are_waiting_for_100_continue:
             await front.send(h11.InformationalResponse(status_code=100, headers=[]))
         while True:
             event = await front.next_event()
             if isinstance(event, h11.Data):
-                await back.send(h11.Data(data=event.data))
+                await _send_piece(back, body.replacer.feed(event.data) if body.replacer else event.data)
             else:
                 break
         if isinstance(event, h11.EndOfMessage):
+            if body.replacer is not None:
+                await _send_piece(back, body.replacer.finish())
             await back.send(h11.EndOfMessage())
         else:
             await back.stream.aclose()
@@ -268,32 +332,77 @@ async def _send_body(front: Line, back: Line) -> None:
             await back.stream.aclose()
 
 
-async def _send_answer(front: Line, back: Line) -> bool:
-    """The answer; whether it changed the protocol."""
+async def _send_piece(line: Line, piece: bytes) -> None:
+    if piece:
+        await line.send(h11.Data(data=piece))
+
+
+async def _send_answer(front: Line, back: Line, treatment: Treatment | None, *, bare: bool) -> bool:
+    """The answer; whether it changed the protocol. A `bare` one has no body, whatever its headers say."""
+    answer = await _head_of_answer(back)
+    upgraded = isinstance(answer, h11.InformationalResponse)
+    headers, reason = end_to_end(list(answer.headers), upgrading=upgraded), answer.reason
+    search, short = None, None
+    if treatment is not None:
+        headers, reason = treatment.head(headers, reason)
+        if isinstance(answer, h11.Response) and not bare and answer.status_code not in BODILESS:
+            search = treatment.body_of_answer(headers)
+            short = await _short_body(back, headers, search)
+            # It may be another by now.
+            headers = [each for each in headers if each[0] != b"content-length"]
+    if upgraded:
+        await front.send(h11.InformationalResponse(status_code=101, headers=headers, reason=reason))
+        return True
+    if short is not None:
+        headers.append((b"content-length", str(len(short)).encode("ascii")))
+    await front.send(h11.Response(status_code=answer.status_code, headers=headers, reason=reason))
+    if short is not None:
+        await _send_piece(front, short)
+    else:
+        await _send_body_of_answer(front, back, search)
+    await front.send(h11.EndOfMessage())
+    return False
+
+
+async def _head_of_answer(back: Line) -> h11.Response | h11.InformationalResponse:
+    """The answer's beginning, or the change of protocols; other news before it is left out."""
     while True:
         event = await back.next_event()
-        match event:
-            case h11.InformationalResponse(status_code=101):
-                headers = end_to_end(list(event.headers), upgrading=True)
-                await front.send(h11.InformationalResponse(status_code=101, headers=headers, reason=event.reason))
-                return True
-            case h11.Response():
-                headers = end_to_end(list(event.headers))
-                await front.send(h11.Response(status_code=event.status_code, headers=headers, reason=event.reason))
-            case h11.Data():
-                await front.send(h11.Data(data=event.data))
-            case h11.EndOfMessage():
-                await front.send(h11.EndOfMessage())
-                return False
-            case h11.ConnectionClosed():
-                raise h11.RemoteProtocolError("closed before an answer")
-            case _:
-                pass
+        if isinstance(event, h11.ConnectionClosed):
+            raise h11.RemoteProtocolError("closed before an answer")
+        if isinstance(event, h11.Response) or (
+            isinstance(event, h11.InformationalResponse) and event.status_code == 101
+        ):
+            return event
 
 
-async def _relay(front: Line, back: Line) -> None:
+async def _short_body(back: Line, headers: list[Header], search: Plain | Compressed) -> bytes | None:
+    """A body that is short enough to be read whole, so that its length can be said; None for others."""
+    length = next((value for name, value in headers if name == b"content-length"), None)
+    if length is None or int(length) > SHORT_ANSWER_BYTES_MAX or not isinstance(search, Plain):
+        return None
+    gathered = bytearray()
+    while isinstance(event := await back.next_event(), h11.Data):
+        gathered += b"".join(search.feed(event.data))
+    if not isinstance(event, h11.EndOfMessage):
+        raise h11.RemoteProtocolError("the answer broke off")
+    return bytes(gathered + b"".join(search.finish()))
+
+
+async def _send_body_of_answer(front: Line, back: Line, search: Plain | Compressed | None) -> None:
+    while isinstance(event := await back.next_event(), h11.Data):
+        for piece in search.feed(event.data) if search else (event.data,):
+            await _send_piece(front, piece)
+    if not isinstance(event, h11.EndOfMessage):
+        raise h11.RemoteProtocolError("the answer broke off")
+    for piece in search.finish() if search else ():
+        await _send_piece(front, piece)
+
+
+async def _relay(front: Line, back: Line, treatment: Treatment | None) -> None:
     """Bytes in both directions until either side ends or nothing comes from both for too long."""
     last = [anyio.current_time()]
+    hiding = treatment.frames() if treatment else None
 
     async def one_way(source: Line, sink: Line, first: bytes, scope: anyio.CancelScope) -> None:
         piece = first
@@ -301,7 +410,8 @@ async def _relay(front: Line, back: Line) -> None:
             while True:
                 if piece:
                     last[0] = anyio.current_time()
-                    await sink.send_bytes(piece)
+                    if passing := hiding.feed(piece) if hiding and source is back else piece:
+                        await sink.send_bytes(passing)
                 piece = await source.receive_within(lambda: last[0])
                 if not piece:
                     break

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from corral.domain.egress import EgressPolicy, Ground
+from corral.domain.placeholder import Substitution
 
 MESSAGE_BYTES_MAX = 192 * 1024
 
@@ -58,12 +59,26 @@ class Serve(msgspec.Struct, frozen=True, tag_field="order", tag="serve"):
 
 
 class Drop(msgspec.Struct, frozen=True, tag_field="order", tag="drop"):
-    """Serve it no longer, and end its connections."""
+    """Serve it no longer, end its connections, and forget its secrets."""
 
     key: str
 
 
-Order: TypeAlias = Configure | Serve | Drop
+class Entrust(msgspec.Struct, frozen=True, tag_field="order", tag="entrust"):
+    """A secret of a sandbox, which may be served later; or another value for its placeholder."""
+
+    key: str
+    substitution: Substitution
+
+
+class Forget(msgspec.Struct, frozen=True, tag_field="order", tag="forget"):
+    """This placeholder stands for nothing any more."""
+
+    key: str
+    placeholder: str
+
+
+Order: TypeAlias = Configure | Serve | Drop | Entrust | Forget
 
 
 class Ready(msgspec.Struct, frozen=True, tag_field="news", tag="ready"):

@@ -29,6 +29,7 @@ from prometheus_client import CollectorRegistry, Counter
 from corral.config_sections import EgressSettings
 from corral.domain.egress import EgressPolicy, Ground, policy_of
 from corral.domain.environment import Recipe
+from corral.domain.placeholder import Substitution
 from corral.errors import SandboxUnavailable
 from corral.sandboxes.connection import short_socket_path
 from corral.sandboxes.egress import orders, registries
@@ -48,6 +49,8 @@ BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.c
 class _Served(NamedTuple):
     listener: socket.socket
     policy: EgressPolicy
+    secrets: dict[str, Substitution]
+    """By placeholder."""
 
 
 class Egress:
@@ -147,7 +150,9 @@ class Egress:
         key, mark, certificate = text.partition("-----BEGIN CERTIFICATE-----")
         return key, mark + certificate
 
-    async def attach(self, key: str, place: Path, uid: int, policy: EgressPolicy) -> None:
+    async def attach(
+        self, key: str, place: Path, uid: int, policy: EgressPolicy, *, secrets: Sequence[Substitution] = ()
+    ) -> None:
         """Serve `place/egress.sock` under `policy` from now on; only `uid` can connect. Replaces what `key` had.
 
         Raises `SandboxUnavailable`."""
@@ -157,12 +162,27 @@ class Egress:
         except OSError as error:
             raise SandboxUnavailable(f"The sandbox's way out could not be made: {error}") from error
         self.detach_now(key)
-        self._served[key] = _Served(listener, policy)
+        self._served[key] = _Served(listener, policy, {})
         if self._keeping is None:
             # With a context of its own: what log lines say of the session that came first is not true of the others.
             # It outlives the request that came first, so no request's task group can own it; `close` awaits it.
             self._keeping = asyncio.create_task(self._keep(), name="egress proxy", context=Context())
+        self.entrust(key, secrets)
         self._tell(orders.Serve(key, policy), listener)
+
+    def entrust(self, key: str, secrets: Sequence[Substitution]) -> None:
+        """Let these and no others be the secrets of a sandbox that is served. Cheap when nothing changed."""
+        served = self._served.get(key)
+        if served is None:
+            return
+        wanted = {each.placeholder: each for each in secrets}
+        for placeholder in served.secrets.keys() - wanted.keys():
+            self._tell(orders.Forget(key, placeholder), None)
+        for placeholder, each in wanted.items():
+            if served.secrets.get(placeholder) != each:
+                self._tell(orders.Entrust(key, each), None)
+        served.secrets.clear()
+        served.secrets.update(wanted)
 
     async def detach(self, key: str) -> None:
         """Serve it no longer. Idempotent."""
@@ -267,9 +287,15 @@ class Egress:
             if isinstance(news, orders.Ready):
                 self._ready = True
                 for key, served in self._served.items():
-                    self._tell(orders.Serve(key, served.policy), served.listener)
+                    self._introduce(key, served)
             else:
                 self._count(news)
+
+    def _introduce(self, key: str, served: _Served) -> None:
+        for each in served.secrets.values():
+            # Before it is served, so that no request finds its placeholder unknown.
+            self._tell(orders.Entrust(key, each), None)
+        self._tell(orders.Serve(key, served.policy), served.listener)
 
     def _count(self, news: orders.Counts) -> None:
         for outcome, times in ((each.outcome, each.times) for each in news.counted):

@@ -29,6 +29,7 @@ from corral.sandboxes.egress.exchange import Exchange, Rules
 from corral.sandboxes.egress.line import Limits
 from corral.sandboxes.egress.rehearsal import rehearse
 from corral.sandboxes.egress.rewriting import Rewriting
+from corral.sandboxes.egress.secrets import Secrets
 from corral.sandboxes.egress.upstream import Outside
 
 REPORT_SECONDS = 0.1
@@ -36,13 +37,14 @@ OUTCOMES_MAX = 256
 """Kept apart in one report; what is beyond is counted without its host."""
 REPORTED_TOGETHER = 32
 NO_NEW_PRIVILEGES = 38
+SET_DUMPABLE = 4
 
 
 class Guest:
     """One sandbox, while it is served."""
 
-    def __init__(self, policy: EgressPolicy, listener: socket.socket, resolutions_max: int) -> None:
-        self.policy, self.listener = policy, listener
+    def __init__(self, policy: EgressPolicy, listener: socket.socket, secrets: Secrets, resolutions_max: int) -> None:
+        self.policy, self.listener, self.secrets = policy, listener, secrets
         self.resolving = anyio.CapacityLimiter(resolutions_max)
         self.connections = 0
         self.scope = anyio.CancelScope()
@@ -98,6 +100,7 @@ class Proxy:
         self._rewriting = Rewriting(settings.credentials)
         self._limits = Limits(settings.header_bytes_max, settings.idle_seconds_max)
         self._guests: dict[str, Guest] = {}
+        self._secrets: dict[str, Secrets] = {}
         self._connections = 0
         self._reports = Reports(control)
 
@@ -107,6 +110,8 @@ class Proxy:
         if self._settings.uid is not None:
             _become(self._settings.uid)
         ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        # Secrets will be in this memory: nobody but root looks into it, and no core of it is written.
+        ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
         try:
             self._control.send(orders.encode(orders.Ready()))
         except BrokenPipeError:
@@ -126,10 +131,16 @@ class Proxy:
                 self._drop(key)
                 listener = socket.socket(fileno=descriptors[0])
                 listener.setblocking(False)
-                guest = self._guests[key] = Guest(policy, listener, self._settings.resolutions_max)
+                secrets = self._secrets.setdefault(key, Secrets())
+                guest = self._guests[key] = Guest(policy, listener, secrets, self._settings.resolutions_max)
                 tasks.start_soon(self._welcome, key, guest)
             case orders.Drop(key=key):
                 self._drop(key)
+                self._secrets.pop(key, None)
+            case orders.Entrust(key=key, substitution=substitution):
+                self._secrets.setdefault(key, Secrets()).take(substitution)
+            case orders.Forget(key=key, placeholder=placeholder):
+                self._secrets.setdefault(key, Secrets()).forget(placeholder)
             case orders.Configure():
                 pass
 
@@ -144,6 +155,7 @@ class Proxy:
             self._authority,
             self._outside,
             self._rewriting,
+            guest.secrets,
             self._limits,
             guest.resolving,
             partial(self._reports.note, key),
@@ -203,6 +215,7 @@ def _become(uid: int) -> None:
 
 def main() -> None:
     """Run until the server is gone."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     data, _ = receive(control)
