@@ -59,6 +59,7 @@ class Login:
 
         # The SDK logs tracebacks of errors that it raises, too.
         logging.getLogger("mcp").addHandler(logging.NullHandler())
+        logging.getLogger("mcp").propagate = False
         async with _page(self._port) as page:
             kept = _Kept(self._client_id, self._client_secret, page.url)
             metadata = OAuthClientMetadata(client_name="Corral", redirect_uris=[AnyUrl(page.url)])
