@@ -107,10 +107,11 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
         return next((call for call in self.pending if call.id == call_id), None)
 
     def active_at(self, now: datetime) -> int:
-        """Milliseconds spent running, up to `now`."""
+        """Milliseconds spent running, up to `now`; never less than at the last event, whatever the clock says."""
         if self.running_since is None:
             return self.active_milliseconds
-        return self.active_milliseconds + max(0, int((now - self.running_since).total_seconds() * 1000))
+        until = max(now, self.last_at or now)
+        return self.active_milliseconds + max(0, int((until - self.running_since).total_seconds() * 1000))
 
 
 class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +145,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
 def view(session: Session, state: SessionState, now: datetime) -> SessionView:
     """Join what was given and what happened."""
     active = state.active_at(now)
-    end = state.terminated_at or max(now, session.created_at)
+    end = state.terminated_at or max(now, session.created_at, state.last_at or now)
     return SessionView(
         id=session.id,
         agent=session.agent,

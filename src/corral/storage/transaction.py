@@ -47,7 +47,10 @@ def fence(session_id: str, held: int | None, current: int) -> None:
 def outcome_of(
     session: Session, state: SessionState, decide: Decide, now: datetime, queued_body: Callable[[int], bytes]
 ) -> Outcome:
-    """Run a decision function and work out its rows. `queued_body` reads the body of the row at a position."""
+    """Run a decision function and work out its rows. `queued_body` reads the body of the row at a position.
+
+    Time never runs backwards in a session: a clock that was set back stands still until it has caught up."""
+    now = max(now, session.created_at, state.last_at or now)
     decision = decide(session, state, now)
     if not decision.changes:
         return Outcome(Committed(decision.session or session, state, (), decision.step), (), (), ())
