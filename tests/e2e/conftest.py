@@ -64,6 +64,8 @@ class ServerProcess:
         self.config.write_text(top + '[[models]]\npattern = "*"\nprovider = "scripted"\n' + toml, encoding="utf-8")
         self.port = 0
         self.watch = Watch()
+        self.launcher: tuple[str, ...] = ()
+        """A command that runs the server, in surroundings of its own."""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -74,7 +76,17 @@ class ServerProcess:
             "CORRAL_SANDBOX_DIR": str(self.sandboxes),
             **self._variables,
         }
-        command = [sys.executable, "-m", "corral", "serve", "--port", str(self.port), "--config", str(self.config)]
+        command = [
+            *self.launcher,
+            sys.executable,
+            "-m",
+            "corral",
+            "serve",
+            "--port",
+            str(self.port),
+            "--config",
+            str(self.config),
+        ]
         command += ["--data-dir", str(self.directory / "data")]
         log = (self.directory / "server.log").open("a", encoding="utf-8")
         with log:
