@@ -35,6 +35,8 @@ STEPS_MAX = 22
 """Events of a session, about."""
 DELAY_SECONDS_MAX = 0.1
 ROUND_SECONDS_MAX = 120
+ROUNDS_SECONDS_MAX = 300
+"""What is there besides the rounds; ten seconds are added for each."""
 EVERY_MCP = 5
 """One session in so many calls an MCP server as well: the first connection costs a new server two seconds."""
 
@@ -85,6 +87,7 @@ def all_rounds(lanes: Sequence[Lane], counting: Counting) -> list[Round]:
         return [each for one in running for each in one.result()]
 
 
+@pytest.mark.timeout(ROUNDS_SECONDS_MAX + ROUNDS * 10)
 @pytest.mark.requirement("F069")
 def test_whatever_is_killed_nothing_is_lost_and_nothing_is_repeated(
     record_property: Callable[[str, object], None],
