@@ -33,7 +33,7 @@ pytestmark = [
 
 SECONDS_MAX = 120
 ATTEMPTS_MAX = 20
-STRIDES: dict[Direction, int] = {"asked": 97, "answered": 7}
+STRIDES: dict[Direction, int] = {"asked": 97, "answered": 3}
 TERMINATIONS = 8
 WRITERS = 6
 
@@ -88,7 +88,7 @@ async def test_a_commit_whose_wire_is_cut_at_any_byte_is_stored_once(url: str, d
                 done += 2
                 if proxy.cuts == before:
                     break
-            assert failed >= 4
+            assert failed >= 1
             assert await words(store, "sesn_a") == list(range(done))
             assert (await store.log.snapshot("sesn_a")).state.seq == done
             await store.close()
