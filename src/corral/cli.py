@@ -8,6 +8,7 @@ is a bug and shows its traceback.
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -358,6 +359,8 @@ def vault_delete(
 
 
 async def _serve(settings: config.Settings) -> None:
+    # This process holds keys; nothing of it may end up in a file when it crashes.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from corral.app import open_corral
     from corral.serving import base_url, bind, listening_on, serve_until_signalled
 

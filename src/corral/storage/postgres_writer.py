@@ -298,8 +298,8 @@ class Writer:
     async def _append(self, batch: Batch, guard: tuple[list[int], list[int]]) -> None:
         """The one statement. It locks sessions apart only when it rests on some that it does not change.
 
-        The order of rows is that of the sessions, so that processes lock them in the same order; should they clash
-        nevertheless, the server undoes one of them and it is decided again.
+        Rows go in the order of sessions, so that processes seldom lock them crosswise. Should they, the server undoes
+        one of them and it is decided again.
         """
         advanced = [batch.advanced[number] for number in sorted(batch.advanced)]
         rows = [event_parameters(key[0], row) for key, row in batch.events.items()]
