@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import ParamSpec
 
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 
 from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, TextBlock
+from corral.domain.environment import SEALED
 from corral.errors import SandboxLost, SandboxUnavailable
 from corral.interfaces import Sandbox, SandboxCall, SandboxOperation, SandboxReply
-from corral.sandboxes.connection import Connection, greet, short_socket_path
+from corral.sandboxes.connection import Connection, greet, listen, short_socket_path
 from corral.sandboxes.lifecycle import RESTARTED
 from corral.sandboxes.local import LocalSandboxes
 from tests import docker_engine
@@ -806,3 +808,22 @@ async def test_too_many_processes_hurt_only_the_sandbox(machine: Machine, ids: I
     await hands("bash", restart=True)
     assert await hands.bash("echo recovered") == "recovered"
     await server.close()
+
+
+@contract
+async def test_a_daemon_that_was_never_written_down_ends_with_its_server(
+    hands: Hands, machine: Machine, server: LocalSandboxes
+) -> None:
+    assert await hands.bash("echo made") == "made"
+    directory = machine.directory(SESSION)
+    await anyio.to_thread.run_sync(directory.kill_instance)
+    listener = listen(directory.socket, 1)
+    launched = await anyio.to_thread.run_sync(server.launch, directory, listener.fileno(), SEALED)
+    listener.close()
+    if launched.process is None:
+        server.kill(directory)
+        pytest.skip("an engine starts the daemon, and finds it by its label")
+    assert launched.process.stdin is not None
+    # The server dies here, before it has noted the process.
+    launched.process.stdin.close()
+    assert await anyio.to_thread.run_sync(launched.process.wait, 30) == 0

@@ -182,7 +182,8 @@ class BubblewrapSandboxes(LocalSandboxes):
         shared = self._settings.shared_memory_bytes_max
         argv = [*arguments(found, directory.files, shared, way_out), "--", *command]
         with directory.log.open("wb") as log:
-            return _start_enclosed(argv, directory.owner(), log, (listener,), self.group(directory.path.name))
+            group = self.group(directory.path.name)
+            return _start_enclosed(argv, directory.owner(), log, (listener,), group, held=True)
 
     def explain(self) -> list[Fact]:
         """See `LocalSandboxes.explain`."""
@@ -282,17 +283,26 @@ def _resources(settings: SandboxSettings) -> Mapping[str, int]:
 
 
 def _start_enclosed(
-    argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int, ...], group: cgroups.Group | None
+    argv: list[str],
+    uid: int,
+    log: IO[bytes] | int,
+    inherited: tuple[int, ...],
+    group: cgroups.Group | None,
+    *,
+    held: bool = False,
 ) -> Launched:
-    """Run bwrap, and put it and all it starts into the group before any of that runs."""
+    """Run bwrap, and put it and all it starts into the group before any of that runs.
+
+    With `held`, its standard input is a pipe, for a daemon that waits until it is written down.
+    """
     if group is not None:
         group.make()
     news, news_inside = os.pipe()
     # bwrap does not start the daemon before this pipe has no writer any more.
-    held, hold = os.pipe()
+    blocked, hold = os.pipe()
     try:
-        told = ["--info-fd", str(news_inside), "--block-fd", str(held)]
-        process = _start([argv[0], *told, *argv[1:]], uid, log, (*inherited, news_inside, held))
+        told = ["--info-fd", str(news_inside), "--block-fd", str(blocked)]
+        process = _start([argv[0], *told, *argv[1:]], uid, log, (*inherited, news_inside, blocked), held=held)
         os.close(news_inside)
         news_inside = -1
         said = b""
@@ -303,7 +313,7 @@ def _start_enclosed(
         if group is not None and said:
             _enclose(group, process, pid)
     finally:
-        for descriptor in (news, news_inside, held, hold):
+        for descriptor in (news, news_inside, blocked, hold):
             if descriptor >= 0:
                 os.close(descriptor)
     return Launched(process, pid)
@@ -320,7 +330,9 @@ def _enclose(group: cgroups.Group, process: subprocess.Popen[bytes], pid: int) -
         raise
 
 
-def _start(argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
+def _start(
+    argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int, ...], *, held: bool = False
+) -> subprocess.Popen[bytes]:
     """Run bwrap in a session of its own, with nothing of ours but what is named, and never as root."""
     if uid == 0:
         raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
@@ -330,7 +342,7 @@ def _start(argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int
     try:
         return subprocess.Popen(
             [argv[0], "--seccomp", str(system_calls), *argv[1:]],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if held else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT,

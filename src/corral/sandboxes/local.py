@@ -61,7 +61,7 @@ class Launched(NamedTuple):
     """A daemon that was started."""
 
     process: subprocess.Popen[bytes] | None
-    """Our child; None when an engine started it for us."""
+    """Our child, whose daemon serves nobody before it reads a byte; None when an engine started it for us."""
     pid: int
     """The process whose death ends the sandbox; ours, or a child of it."""
 
@@ -296,9 +296,12 @@ class LocalSandboxes(ABC):
             if launched.process is None:
                 self.kill(directory)
             else:
+                _release(launched.process, go=False)
                 launched.process.kill()
                 launched.process.wait()
             raise
+        if launched.process is not None:
+            _release(launched.process, go=True)
         return launched
 
     async def _reap(self, session_id: str) -> None:
@@ -462,8 +465,17 @@ class LocalSandboxes(ABC):
         values = {name: getattr(self._settings, name) for name in DAEMON_SETTINGS}
         values |= {"listener": listener, "root": root, "environment": environment, "resources": resources}
         values |= {"egress_socket": egress_socket, "egress_port": inside.PORT}
+        values |= {"held": module == "server"}  # others wait for their server in ways of their own
         values |= {"names": names, "frame_bytes_max": self._settings.reply_bytes_max}
         return [python, "-I", "-S", "-c", RUN_DAEMON % module, source, msgspec.json.encode(values).decode()]
+
+
+def _release(process: subprocess.Popen[bytes], *, go: bool) -> None:
+    """Let the daemon serve, now that it is written down; or let it end, which it also does when we die before."""
+    assert process.stdin is not None, "daemons of ours are started with a pipe"
+    with suppress(BrokenPipeError), process.stdin as gate:
+        if go:
+            gate.write(b"\n")
 
 
 def _note_told(directory: SessionDirectory) -> None:

@@ -100,7 +100,7 @@ class ProcessSandboxes(LocalSandboxes):
         with directory.log.open("wb") as log:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=environment,

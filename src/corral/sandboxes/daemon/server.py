@@ -38,6 +38,7 @@ class Limits:
     """The settings: those of `SandboxSettings` that concern the daemon, and what `local.py` adds."""
 
     listener: int
+    held: bool
     root: str
     names: dict[str, str]
     environment: dict[str, str]
@@ -214,6 +215,9 @@ def main() -> None:
     bash = Bash(processes, limits)
     tools = {"bash": bash.run, "read": files.read, "write": files.write}
     tools.update({"edit": files.edit, "glob": files.glob, "grep": files.grep})
+    if limits.held and not os.read(0, 1):
+        # The server died before it had written down that we are here: the next one would start another.
+        os._exit(0)
     nowhere = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
