@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests import postgres_server
+from tests import postgres_server, temporal_server
 from tests.requirements import REQUIREMENTS
 
 
@@ -29,6 +29,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """After a full run, say how many features have a passing test and none that fails."""
     if ran := _stores(terminalreporter):
         terminalreporter.write_line(f"stores: {', '.join(ran)}")
+    if ran := _engines(terminalreporter):
+        terminalreporter.write_line(f"engines: {', '.join(ran)}")
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword or config.option.markexpr:
         return
     passed, failed = (_covered(terminalreporter, *kinds) for kinds in (("passed",), ("failed", "error")))
@@ -45,6 +47,13 @@ def _stores(reporter: pytest.TerminalReporter) -> list[str]:
     passed = " ".join(report.nodeid for report in reporter.getreports("passed") if "test_storage" in report.nodeid)
     ran = [backend for backend in ("ephemeral", "sqlite", "postgresql") if f"[{backend}" in passed]
     return [f"postgresql {asyncio.run(postgres_server.version())}" if name == "postgresql" else name for name in ran]
+
+
+def _engines(reporter: pytest.TerminalReporter) -> list[str]:
+    """The engines on which tests of their contract passed; Temporal's with its server's version."""
+    passed = " ".join(report.nodeid for report in reporter.getreports("passed") if "test_engines" in report.nodeid)
+    ran = [backend for backend in ("local", "temporal") if f"[{backend}" in passed]
+    return [f"temporal {temporal_server.version()}" if name == "temporal" else name for name in ran]
 
 
 def _covered(reporter: pytest.TerminalReporter, *kinds: str) -> set[str]:

@@ -54,11 +54,11 @@ ARROWS: dict[str, frozenset[str]] = {
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
     "sandboxes": frozenset(
-        "attendant bases cgroups checkpoints child connection directory disk egress lifecycle limited local packages "
-        "packing programs seccomp series".split()
+        "attendant bases cgroups checkpoints child connection directory disk egress hosts lifecycle limited local "
+        "packages packing programs seccomp series".split()
     ),
     "providers": frozenset({"messages_*"}),
-    "engines": frozenset(),
+    "engines": frozenset({"attempts", "signals"}),
     "storage": frozenset({"blob_drafts", "columns", "frames", "jobs", "named_sql", "series", "transaction"}),
 }
 """What the interchangeable siblings of a part may import. `local_server.py` belongs to `local.py` and is no sibling."""
@@ -98,7 +98,9 @@ NESTING_MAX = 3
 STRICT_FILE_LINES_MAX = {"harness/loop.py": 200, "domain/lifecycle.py": 300}
 
 EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "app.py": (525, "every concrete backend is named in one place, and each came with some lines"),
     "interfaces.py": (700, "every seam in one file is what a newcomer is promised"),
+    "app.py::open_corral": (70, "a whole server, put together from top to bottom, one line for each part"),
 }
 """`path` or `path::function` or `path::function nesting` -> its own limit, and why."""
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from corral.api.dependencies import Services
 from corral.api.routes import create_app
 from corral.catalogue import load_catalogue
-from corral.config import Settings
+from corral.config import Settings, require_roles
 from corral.config_sections import ModelRoute
 from corral.domain.model import Catalogue
 from corral.engines.bus import LocalBus
@@ -57,6 +57,7 @@ from corral.sandboxes.bases import Bases
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes, root_directory
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.egress.outlet import Egress
+from corral.sandboxes.hosts import Hosts, host_name
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage import sqlite
 from corral.storage.blobs import DiskBlobs
@@ -96,14 +97,25 @@ class Stores(Protocol):
         ...
 
 
+class Wakes(Protocol):
+    """How processes of one store tell one another which sessions have work."""
+
+    on_wake: Callable[[str, bool], None]
+    """Told which sessions have work, and whether an interrupt waits."""
+
+    async def wake(self, session_id: str, *, interrupt: bool = False) -> None:
+        """Tell all. Raises `Unavailable`."""
+        ...
+
+
 class OpenStore(NamedTuple):
     """A store, and what comes with it."""
 
     store: Store
     bus: Bus
     """For whoever streams: what other processes commit is on it, too."""
-    listen: Callable[[Engine], None]
-    """Let other processes wake sessions of this engine."""
+    wakes: Wakes | None = None
+    """How processes tell one another of work; None for a store of one process."""
 
 
 class SqliteStores:
@@ -113,17 +125,11 @@ class SqliteStores:
         self, url: str, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
     ) -> OpenStore:
         """See `Stores`."""
-        return OpenStore(
-            await sqlite.open_store(url, bus, clock, exclusive=exclusive, series=series), bus, _nobody_else
-        )
+        return OpenStore(await sqlite.open_store(url, bus, clock, exclusive=exclusive, series=series), bus)
 
     async def migrate(self, url: str) -> Migrated:
         """See `Stores`."""
         return await sqlite.migrate(url)
-
-
-def _nobody_else(engine: Engine) -> None:
-    """There are no other processes."""
 
 
 class PostgresStores:
@@ -136,12 +142,7 @@ class PostgresStores:
         with _driver("postgres"):
             from corral.storage import postgres
         store = await postgres.open_store(url, bus, clock, exclusive=exclusive, series=series)
-        notices = store.notices
-
-        def listen(engine: Engine) -> None:
-            notices.on_wake = lambda session_id, interrupt: (engine.interrupt if interrupt else engine.wake)(session_id)
-
-        return OpenStore(store, notices.bus, listen)
+        return OpenStore(store, store.notices.bus, store.notices)
 
     async def migrate(self, url: str) -> Migrated:
         """See `Stores`."""
@@ -195,18 +196,21 @@ class Corral(NamedTuple):
 
 
 @asynccontextmanager
-async def open_corral(settings: Settings, *, provider: Provider | None = None) -> AsyncGenerator[Corral]:
+async def open_corral(
+    settings: Settings, *, provider: Provider | None = None, serves: bool = True, works: bool = True
+) -> AsyncGenerator[Corral]:
     """Put a server together, resume what the last one left unfinished, and take it apart at the end.
 
-    `provider` takes the place of the one that the settings name: for a program that brings its own models.
+    One that does not serve needs no API key, and one that does not work advances no sessions. `provider` takes the
+    place of the one that the settings name: for a program that brings its own models.
     Raises `MachineUnfit` before anything is stored when this machine cannot run it.
     """
-    if settings.engine != "local":
-        raise MachineUnfit(f"The `{settings.engine}` engine is not part of this release. It has: local.")
+    require_roles(settings, serves=serves, works=works)
     clock = SystemClock()
     registry = CollectorRegistry()
     sandboxes = make_sandboxes(settings, registry)
-    await sandboxes.start()
+    if works:
+        await sandboxes.start()
     catalogue = load_catalogue(settings.prices, settings.models)
     provider = provider or make_provider(settings)
     bus = _bus(settings, registry)
@@ -216,26 +220,33 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
         provider = WatchedProvider(provider, watch)
         stack.push_async_callback(provider.close)
         stack.push_async_callback(sandboxes.close)
-        store, shared_bus, listen = await stores_of(settings.database).open(
-            settings.database, bus, clock, exclusive=True, series=StoreSeries(registry)
+        make_engine = await engine_maker(settings, registry)
+        opened = await stores_of(settings.database).open(
+            settings.database, bus, clock, exclusive=settings.engine == "local", series=StoreSeries(registry)
         )
+        store = opened.store
         stack.push_async_callback(store.close)
+        host = stack.enter_context(host_name(settings.data_dir)) if works and settings.engine != "local" else ""
+        hosts = Hosts(store.records, clock, host)
         blobs = await stack.enter_async_context(_blobs(settings))
         keys = KeyRing(store.records, clock)
-        api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
+        api_key, first_start = "", False
+        if serves:
+            api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
         sealing = VaultSealing(await key_wrapper(settings))
         credentials = VaultCredentials(store.records, sealing, clock, settings.vaults, settings.mcp)
         stack.push_async_callback(credentials.close)
-        upkeep = Upkeep(store.records, blobs, clock, _owner(store.log))
+        upkeep = Upkeep(store.records, blobs, clock, _owner(store.log), None if settings.engine == "local" else host)
         await stack.enter_async_context(sandboxes.attended(upkeep))
         reach = await stack.enter_async_context(_reach(settings, credentials))
-        engine = LocalEngine(sessions_running_max=settings.harness.sessions_running_max, registry=registry)
-        parts = _parts(settings, store, catalogue, reach, blobs=blobs, bus=bus, provider=provider, sandboxes=sandboxes)
+        engine = make_engine(opened, hosts)
+        parts = _parts(
+            settings, store, catalogue, reach, blobs=blobs, bus=opened.bus, provider=provider, sandboxes=sandboxes
+        )
         harness = Harness(parts._replace(watch=watch))
         harness.entrust(credentials)
         await engine.start(harness, await store.log.unfinished())
         stack.push_async_callback(engine.stop, STOP_GRACE_SECONDS)
-        listen(engine)
         stack.callback(sandboxes.leave)
         services = Services(
             log=store.log,
@@ -244,7 +255,7 @@ async def open_corral(settings: Settings, *, provider: Provider | None = None) -
             sandboxes=sandboxes,
             sealing=sealing,
             credentials=credentials,
-            bus=shared_bus,
+            bus=opened.bus,
             engine=engine,
             clock=clock,
             settings=settings.server,
@@ -277,6 +288,34 @@ async def _reach(settings: Settings, credentials: Credentials) -> AsyncGenerator
         for tool in web.values():
             stack.push_async_callback(tool.close)
         yield Reach(web, mcp)
+
+
+async def engine_maker(settings: Settings, registry: CollectorRegistry) -> Callable[[OpenStore, Hosts], Engine]:
+    """The engine that the settings name; Temporal's server is reached at once. Raises `MachineUnfit`."""
+    running_max = settings.harness.sessions_running_max
+
+    def local(opened: OpenStore, hosts: Hosts) -> Engine:
+        engine = LocalEngine(sessions_running_max=running_max, registry=registry)
+        if opened.wakes is not None:
+            opened.wakes.on_wake = lambda session, interrupt: (engine.interrupt if interrupt else engine.wake)(session)
+        return engine
+
+    if settings.engine == "local":
+        return local
+    with _driver("temporal"):
+        from corral.engines.temporal import Around, TemporalEngine
+        from corral.engines.temporal_server import connect
+    client = await connect(settings.temporal)
+
+    def temporal(opened: OpenStore, hosts: Hosts) -> Engine:
+        assert opened.wakes is not None, "require_roles() comes first"
+        around = Around(partial(opened.wakes.wake, interrupt=True), opened.store.log.unfinished, hosts.of)
+        runs = running_max if hosts.here else 0
+        engine = TemporalEngine(client, settings.temporal, around, host=hosts.here or None, runs=runs)
+        opened.wakes.on_wake = lambda session, interrupt: engine.poked(session)
+        return engine
+
+    return temporal
 
 
 def _owner(log: EventLog) -> Callable[[str], Awaitable[str | None]]:

@@ -1,13 +1,14 @@
 """The command line: parses, then calls the rest. No decisions here.
 
-`corral serve` runs the server, `corral demo` shows it at work, `corral run` does one prompt, `corral doctor` explains
-the machine, `corral migrate` prepares the database, `corral import` and `corral export` move in and out, `corral keys`
-manages API keys, `corral vault` credentials. An error of ours is one sentence on stderr and exit code 1; anything else
-is a bug and shows its traceback.
+`corral serve` runs the server, `corral worker` only advances sessions, `corral demo` shows it at work, `corral run`
+does one prompt, `corral doctor` explains the machine, `corral migrate` prepares the database, `corral import` and
+`corral export` move in and out, `corral keys` manages API keys, `corral vault` credentials. An error of ours is one
+sentence on stderr and exit code 1; anything else is a bug and shows its traceback.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Awaitable, Callable
@@ -58,6 +59,13 @@ SandboxName = Annotated[
 ]
 
 
+EngineName = Annotated[str | None, typer.Option("--engine", help="local (default) or temporal.", show_default=False)]
+TemporalAddress = Annotated[
+    str | None, typer.Option(help="host:port of Temporal; default 127.0.0.1:7233.", show_default=False)
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file.", show_default=False)]
+
+
 class Part(Enum):
     """What `corral doctor` can put to the test."""
 
@@ -73,9 +81,11 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; default 8700, 0 for any.", show_default=False)] = None,
     data_dir: DataDir = None,
     database: Database = None,
-    engine: Annotated[str | None, typer.Option(help="local", show_default=False)] = None,
+    engine: EngineName = None,
+    temporal_address: TemporalAddress = None,
+    worker: Annotated[bool, typer.Option(help="Advance sessions in this process too.")] = True,
     sandbox: SandboxName = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file.", show_default=False)] = None,
+    config_file: ConfigFile = None,
 ) -> None:
     """Start the server."""
     settings = config.load(
@@ -86,11 +96,36 @@ def serve(
             "data_dir": _text(data_dir),
             "database": database,
             "engine": engine,
+            "temporal.address": temporal_address,
             "sandbox.backend": sandbox,
         },
     )
     log_as(settings.log)
-    _run(lambda: _serve(settings))
+    _run(lambda: _serve(settings, works=worker))
+
+
+@app.command()
+def worker(
+    *,
+    data_dir: DataDir = None,
+    database: Database = None,
+    temporal_address: TemporalAddress = None,
+    sandbox: SandboxName = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Advance sessions that servers accept: any number, on any machine that reaches PostgreSQL and Temporal."""
+    settings = config.load(
+        file=config_file,
+        overrides={
+            "data_dir": _text(data_dir),
+            "database": database,
+            "engine": "temporal",
+            "temporal.address": temporal_address,
+            "sandbox.backend": sandbox,
+        },
+    )
+    log_as(settings.log)
+    _run(lambda: _work(settings))
 
 
 @app.command()
@@ -358,21 +393,36 @@ def vault_delete(
     _run(lambda: vault.delete(at, vault_id, credential_id, out))
 
 
-async def _serve(settings: config.Settings) -> None:
+async def _serve(settings: config.Settings, *, works: bool) -> None:
     # This process holds keys; nothing of it may end up in a file when it crashes.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from corral.app import open_corral
     from corral.serving import base_url, bind, listening_on, serve_until_signalled
 
     with bind(settings.server.host, settings.server.port) as listener:
-        async with open_corral(listening_on(settings, listener)) as corral:
+        async with open_corral(listening_on(settings, listener), works=works) as corral:
             out.print(f"Corral is listening on {base_url(listener)}")
             if corral.first_start:
                 out.print(f"API key (kept in {settings.data_dir}/api_key): {corral.api_key}")
-            if settings.sandbox.backend == "process":
-                err.print("[yellow]The process sandbox has no isolation: agents can do whatever this user can.[/]")
-            sys.stdout.flush()
+            _warn(settings)
             await serve_until_signalled(corral, listener)
+
+
+async def _work(settings: config.Settings) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # as above
+    from corral.app import open_corral
+    from corral.serving import until_signalled
+
+    async with open_corral(settings, serves=False):
+        out.print("Corral is advancing sessions")
+        _warn(settings)
+        await until_signalled()
+
+
+def _warn(settings: config.Settings) -> None:
+    if settings.sandbox.backend == "process":
+        err.print("[yellow]The process sandbox has no isolation: agents can do whatever this user can.[/]")
+    sys.stdout.flush()
 
 
 def _settings(data_dir: Path | None) -> config.Settings:
@@ -390,10 +440,19 @@ def _run(main: Callable[[], Awaitable[T]]) -> T:
 def main() -> None:
     """Entry point."""
     log_as(LogSettings())
+    code: object = 0
     try:
         app()
     except CorralError as error:
         err.print(f"[red]corral:[/] {escape(error.message)}")
-        sys.exit(1)
+        code = 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    except SystemExit as error:
+        code = error.code
+    if "temporalio" in sys.modules and (code is None or isinstance(code, int)):
+        # Everything is closed. The SDK's own threads can crash a Python that takes itself apart around them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+    sys.exit(code)

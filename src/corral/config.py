@@ -34,6 +34,7 @@ from corral.config_sections import (
     SandboxSettings,
     Section,
     ServerSettings,
+    TemporalSettings,
     VaultSettings,
     WebSettings,
 )
@@ -66,6 +67,7 @@ class Settings(Section, frozen=True, kw_only=True):
     """`sqlite:///path`, or `postgresql://user:password@host:port/name` (`corral[postgres]`)."""
     engine: Literal["local", "temporal"] = "local"
     cache_dir: Path
+    temporal: TemporalSettings = TemporalSettings()
     server: ServerSettings = ServerSettings()
     harness: HarnessSettings = HarnessSettings()
     sandbox: SandboxSettings = SandboxSettings()
@@ -112,6 +114,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "CORRAL_DATA_DIR": "data_dir",
     "CORRAL_DATABASE_URL": "database",
     "CORRAL_ENGINE": "engine",
+    "CORRAL_TEMPORAL_ADDRESS": "temporal.address",
+    "CORRAL_TEMPORAL_NAMESPACE": "temporal.namespace",
     "CORRAL_SANDBOX": "sandbox.backend",
     "CORRAL_SANDBOX_DIR": "sandbox.directory",
     "CORRAL_SANDBOX_IMAGE": "sandbox.docker.image",
@@ -168,6 +172,18 @@ def load(
         raise MachineUnfit(
             f"Corral's settings cannot be used: {error}. See `corral serve --help` and corral.toml."
         ) from error
+
+
+def require_roles(settings: Settings, *, serves: bool, works: bool) -> None:
+    """Refuse a process that the others of its installation could not work with. Raises `MachineUnfit`."""
+    if settings.engine == "local":
+        if not (serves and works):
+            raise MachineUnfit("Serving and advancing are one process with the local engine; use --engine temporal.")
+        return
+    if not settings.database.startswith("postgres"):
+        raise MachineUnfit("The temporal engine needs a database that processes share: --database postgresql://….")
+    if settings.blobs.backend == "disk":
+        raise MachineUnfit('The temporal engine needs files that all machines reach: set `[blobs] backend = "s3"`.')
 
 
 def set_default(variable: str, value: str) -> None:

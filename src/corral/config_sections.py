@@ -300,6 +300,22 @@ class BlobSettings(Section, frozen=True, kw_only=True):
     retry_seconds_max: float = 60.0
 
 
+class TemporalSettings(Section, frozen=True, kw_only=True):
+    """The engine of many processes (`--engine temporal`, `corral[temporal]`)."""
+
+    address: str = "127.0.0.1:7233"
+    namespace: str = "default"
+    task_queue: str = "corral"
+    """Of all processes of one installation, and of no other."""
+    tls: bool = False
+    retry_seconds: float = 1.0
+    """Between attempts to reach a server that does not answer."""
+    sweep_seconds: float = 30.0
+    """How often to look for sessions that nobody was told of."""
+    drain_seconds: float = 5.0
+    """What a stopping worker lets its sessions finish before it hands them over."""
+
+
 class BudgetSettings(Section, frozen=True, kw_only=True):
     """Spending."""
 

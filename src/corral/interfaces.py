@@ -166,6 +166,8 @@ class Upkeep(NamedTuple):
     clock: Clock
     owner: Callable[[str], Awaitable[str | None]]
     """The workspace of the session with this id; None when there is no such session."""
+    host: str | None = None
+    """This machine's name, when several share the store; empty for one that makes no sandboxes."""
 
 
 class Sandboxes(Protocol):

@@ -100,8 +100,13 @@ async def serving(corral: Corral, listener: socket.socket) -> AsyncGenerator[str
 async def serve_until_signalled(corral: Corral, listener: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM."""
     async with serving(corral, listener):
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            await anext(signals)
+        await until_signalled()
+
+
+async def until_signalled() -> None:
+    """Wait for SIGINT or SIGTERM."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        await anext(signals)
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

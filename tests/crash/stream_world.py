@@ -18,7 +18,7 @@ from corral.domain.event import StoredEvent
 from corral.domain.query import EventsQuery
 from corral.domain.session import SessionState
 from corral.engines.bus import LocalBus
-from corral.engines.local import LocalSignal
+from corral.engines.signals import LocalSignal
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness

@@ -11,7 +11,7 @@ import pytest
 from corral.config_sections import SandboxSettings
 from corral.domain import intake
 from corral.engines.bus import LocalBus
-from corral.engines.local import LocalSignal
+from corral.engines.signals import LocalSignal
 from corral.interfaces import Decision
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.ephemeral import EphemeralStore

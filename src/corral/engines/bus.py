@@ -2,7 +2,7 @@
 
 It keeps nothing and knows nothing of HTTP or storage. Each reader has a bounded queue; one that does not keep up loses
 previews first (only ever the end of a preview, as the contract allows), and is cut off when facts no longer fit.
-Everything runs on one event loop, so there are no locks. The bus across processes is a later engine's.
+Everything runs on one event loop, so there are no locks. Frames of other processes come with the store.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It decides who runs what and when, and nothing else: what a run does is the harness's (`interfaces.Worker`), and that
 two runs never write one log is the log's (epochs). On `start` it resumes what the last process left unfinished. The
-engine for many machines is a later one; both keep the contract in `interfaces.Engine`.
+engine for many machines is `temporal.py`; both keep the contract in `interfaces.Engine`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,12 @@ from contextvars import Context
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
-from corral.errors import CorralError, NotFound, StaleEpoch, Unavailable
+from corral.engines.attempts import attempt
+from corral.engines.signals import LocalSignal
+from corral.errors import Unavailable
 from corral.interfaces import Worker
 
 log = structlog.get_logger(__name__)
-
-
-class LocalSignal:
-    """An `asyncio.Event` in the shape of `interfaces.Signal`."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def set(self) -> None:
-        """Fire."""
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Whether it has fired since the last `clear`."""
-        return self._event.is_set()
-
-    async def wait(self) -> None:
-        """Until it fires."""
-        await self._event.wait()
-
-    def clear(self) -> None:
-        """Arm it again."""
-        self._event.clear()
 
 
 class _Run:
@@ -133,22 +112,10 @@ class LocalEngine:
     async def _advance(self, session_id: str, run: _Run, *, inherited: bool) -> bool:
         """One `advance`; True when it must be tried again."""
         assert self._worker is not None, "start() comes first"
-        try:
-            await self._worker.advance(session_id, run.interrupted, inherited=inherited)
-        except (NotFound, StaleEpoch) as error:
-            log.info("session_left", session_id=session_id, reason=error.message)
-        except Unavailable as error:
+        error = await attempt(self._worker, session_id, run.interrupted, inherited=inherited)
+        if isinstance(error, Unavailable):
             log.warning("session_waits_for_store", session_id=session_id, reason=error.message)
             await asyncio.sleep(self._retry_seconds)
-            return True
-        except Exception:  # the top of a worker's session: one that breaks must not take the others down
-            log.exception("session_broke", session_id=session_id)
-            await self._give_up(session_id)
-        return False
-
-    async def _give_up(self, session_id: str) -> None:
-        assert self._worker is not None, "start() comes first"
-        try:
-            await self._worker.give_up(session_id)
-        except CorralError as error:
-            log.warning("session_left_unfinished", session_id=session_id, reason=error.message)
+        elif error is not None:
+            log.info("session_left", session_id=session_id, reason=error.message)
+        return isinstance(error, Unavailable)

@@ -27,6 +27,7 @@ from corral.config_sections import SandboxSettings
 from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, ResultBlock, TextBlock
 from corral.errors import SandboxLost
 from corral.interfaces import SandboxCall, SandboxReply
+from corral.sandboxes.hosts import MOVES
 
 PROTOCOL = 1
 RECONNECTIONS_MAX = 3
@@ -99,6 +100,8 @@ class Connection:
         self._socket_path, self._settings = socket_path, settings
         self._instance, self._reader, self._writer = hello
         self._has_predecessor = has_predecessor
+        self._predecessor_lost = PREDECESSOR_LOST
+        """What is said of a call that an instance before this one may have run."""
         self._waiting: dict[int, _Waiting] = {}
         self._number = 0
         self._silent_reconnections = 0
@@ -118,6 +121,11 @@ class Connection:
     def lost(self) -> bool:
         """True once the daemon is gone; a new sandbox must be opened."""
         return self._serving.done()
+
+    def announce(self, news: News) -> None:
+        """Tell the agent with the next result, and if that is an error."""
+        self.news = news
+        self._predecessor_lost = MOVES.get(news.text, PREDECESSOR_LOST)
 
     def touch(self) -> None:
         """It is used: count the idle time from now."""
@@ -173,7 +181,7 @@ class Connection:
 
     async def _call(self, call: SandboxCall) -> SandboxReply:
         if self.lost:
-            raise SandboxLost(PREDECESSOR_LOST if call.resumed else ENDED)
+            raise SandboxLost(self._predecessor_lost if call.resumed else ENDED)
         known_only = call.resumed and self._has_predecessor
         request = {"do": "call", "call_id": call.call_id, "operation": call.operation, "known_only": known_only}
         try:
@@ -187,7 +195,7 @@ class Connection:
                 await self._cancel(call.call_id)
             raise
         if answer.unknown and known_only:
-            raise SandboxLost(PREDECESSOR_LOST)
+            raise SandboxLost(self._predecessor_lost)
         if answer.reply is None:
             raise SandboxLost(LOST)
         return SandboxReply(content=tuple(map(_block, answer.reply.content)), is_error=answer.reply.is_error)

@@ -23,11 +23,12 @@ import structlog
 
 from corral.config_sections import SandboxSettings
 from corral.domain.file import Output
-from corral.errors import NotFound, SandboxUnavailable
+from corral.errors import NotFound, SandboxUnavailable, Unavailable
 from corral.interfaces import Upkeep
 from corral.sandboxes import directory_files
 from corral.sandboxes.checkpoints import Checkpoint, Checkpoints, Kept
 from corral.sandboxes.directory import PACKED_FOLDERS, Life, SessionDirectory
+from corral.sandboxes.hosts import MOVED, MOVED_RESTORED, Hosts
 from corral.sandboxes.packing import pack, unpack
 from corral.sandboxes.series import SandboxSeries
 
@@ -80,11 +81,13 @@ class Lifecycle:
         """Whether sandboxes run as the server's own user, so that files in them may belong to it."""
         self._upkeep: Upkeep | None = None
         self._checkpoints: Checkpoints | None = None
+        self._hosts: Hosts | None = None
 
     def keep(self, upkeep: Upkeep | None) -> None:
         """From now on files are put away; or no longer."""
         self._upkeep = upkeep
         self._checkpoints = None if upkeep is None else Checkpoints(upkeep)
+        self._hosts = Hosts(upkeep.records, upkeep.clock, upkeep.host) if upkeep and upkeep.host is not None else None
 
     @property
     def checkpoints(self) -> Checkpoints | None:
@@ -95,6 +98,53 @@ class Lifecycle:
         """See to it that the directory holds the session's files as they should be now. Raises `SandboxUnavailable`."""
         if self._upkeep is None:
             return
+        moved = await self._is_elsewhere(session_id)
+        if moved:
+            await anyio.to_thread.run_sync(directory.drop_files)  # older than what is there
+        await self._bring_up_to_date(directory, session_id)
+        if moved:
+            await self._note_moved(directory)
+        hosts = self._hosts
+        if hosts is not None and hosts.here and (moved or await hosts.of(session_id) is None):
+            workspace_id = await self._upkeep.owner(session_id)
+            if workspace_id is not None:
+                await hosts.take(session_id, workspace_id)
+
+    async def is_moved_here(self, session_id: str) -> bool:
+        """Whether the session goes on here because the host of its sandbox does not answer."""
+        return await self._is_elsewhere(session_id)
+
+    async def require_here(self, directory: SessionDirectory, session_id: str) -> None:
+        """See to it that what lies in the directory is not older than what is elsewhere. Raises `Unavailable`."""
+        if self._hosts is None:
+            return
+        host = await self._hosts.of(session_id)
+        if host not in (None, self._hosts.here):
+            raise Unavailable("the session's sandbox is on another machine; ask again when it rests")
+        known = await self._know(directory, session_id)
+        if host is None and known.has_files and known.generation < known.kept_generation:
+            await anyio.to_thread.run_sync(directory.drop_files)
+
+    async def restore(self, directory: SessionDirectory, session_id: str) -> None:
+        """Have the files of a session that rests on disk, for reading; its sandbox does not move here."""
+        if self._upkeep is not None:
+            await self._bring_up_to_date(directory, session_id)
+
+    async def _is_elsewhere(self, session_id: str) -> bool:
+        return self._hosts is not None and await self._hosts.is_elsewhere(session_id)
+
+    async def _note_moved(self, directory: SessionDirectory) -> None:
+        life = await anyio.to_thread.run_sync(directory.life)
+        assert life is not None, "it was just written"
+        restored = life.notice == RESTORED
+        # A generation of its own, so that a call which was sent before is not run again, and this is the newest.
+        life = msgspec.structs.replace(
+            life, generation=life.generation + 1, unused=False, notice=MOVED_RESTORED if restored else MOVED
+        )
+        await anyio.to_thread.run_sync(directory.put_life, life)
+
+    async def _bring_up_to_date(self, directory: SessionDirectory, session_id: str) -> None:
+        assert self._upkeep is not None
         known = await self._know(directory, session_id)
         now = self._upkeep.clock.now()
         if self._has_expired(known):
@@ -117,14 +167,19 @@ class Lifecycle:
             return
         known = await self._know(directory, session_id)
         workspace_id = await self._upkeep.owner(session_id)
+        elsewhere = await self._is_elsewhere(session_id)
         if workspace_id is None:
             await self._checkpoints.drop(session_id)
+        elif elsewhere:
+            log.info("sandbox_left_behind", session_id=session_id)  # another machine has gone on without it
         elif self._has_expired(known):
             await self._expire(directory, session_id, known)
         elif known.has_files and known.generation >= known.kept_generation and not _is_unchanged(known):
             await self._save(directory, session_id, workspace_id, known)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(directory.remove)
+            if self._hosts is not None:
+                await self._hosts.leave(session_id)
 
     async def noted_outputs(self, session_id: str) -> tuple[Output, ...] | None:
         """What a session that rests has among its outputs, as far as that is known without its files."""
@@ -140,6 +195,8 @@ class Lifecycle:
         """The session is gone: let go of its checkpoint."""
         if self._checkpoints is not None:
             await self._checkpoints.drop(session_id)
+        if self._hosts is not None:
+            await self._hosts.leave(session_id, anywhere=True)
 
     async def _know(self, directory: SessionDirectory, session_id: str) -> _Known:
         assert self._checkpoints is not None

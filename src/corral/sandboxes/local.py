@@ -218,7 +218,8 @@ class LocalSandboxes(ABC):
         record = await anyio.to_thread.run_sync(directory.record)
         if record is None:
             return None
-        hello = await greet(directory.socket, self._settings)
+        moved = await self._lifecycle.is_moved_here(session_id)  # if so, what runs here is out of date
+        hello = None if moved else await greet(directory.socket, self._settings)
         if hello is not None:
             await self._attachments.attach_again(directory, session_id, record.pid, secrets)
             self._attachments.entrust(session_id, secrets)
@@ -255,8 +256,9 @@ class LocalSandboxes(ABC):
         life = directory.life()
         has_predecessor = record.predecessors > 0 or (life is not None and life.generation > 0)
         connection = Connection(directory.socket, self._settings, hello, has_predecessor=has_predecessor)
-        if notice or (life and life.notice):
-            connection.news = News((life.notice if life else "") or notice, partial(_note_told, directory))
+        notice = life.notice or notice if life else notice
+        if notice:
+            connection.announce(News(notice, partial(_note_told, directory)))
         return connection
 
     def egress_policy(self, recipe: Recipe) -> EgressPolicy | None:
@@ -339,6 +341,7 @@ class LocalSandboxes(ABC):
     async def outputs(self, session_id: str) -> Sequence[Output] | None:
         """See `Sandboxes.outputs`."""
         directory = SessionDirectory(self._root, session_id)
+        await self._lifecycle.require_here(directory, session_id)
         found = await anyio.to_thread.run_sync(directory_files.outputs, directory)
         if found is None:
             found = await self._lifecycle.noted_outputs(session_id)
@@ -368,7 +371,7 @@ class LocalSandboxes(ABC):
             if not directory.files.exists():
                 lock = await anyio.to_thread.run_sync(directory.lock, self._settings.start_seconds_max)
                 try:
-                    await self._lifecycle.revive(directory, session_id)
+                    await self._lifecycle.restore(directory, session_id)
                 finally:
                     os.close(lock)
         return True

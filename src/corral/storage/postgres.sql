@@ -10,6 +10,9 @@ SELECT pg_try_advisory_lock($1::int, $2::int);
 -- name: notify
 SELECT pg_notify($1, $2);
 
+-- name: notify_lightly
+SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2);
+
 -- name: session_numbers
 SELECT nextval('session_numbers') AS number FROM generate_series(1, $1::bigint);
 

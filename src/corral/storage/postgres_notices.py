@@ -9,8 +9,7 @@ in its order, here as there.
 One difference remains: an event that was queued and taken up between two readings is seen once, processed.
 
 Wake-ups are the second channel: `wake` tells whoever advances sessions elsewhere (`on_wake`). They carry no truth
-either; an engine finds the same in `EventLog.unfinished`. Previews stay within their process for now; they belong on a
-third channel, as far as they fit into a notice.
+either; an engine finds the same in `EventLog.unfinished`. Previews have channels of their own (`postgres_previews.py`).
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ from corral.storage.postgres_connection import (
     Readers,
     connect,
 )
+from corral.storage.postgres_previews import PREVIEWS, READERS, Previews
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +95,7 @@ class _Range(NamedTuple):
 
 
 class SharedBus:
-    """The bus of one process among several: subscribing also follows what others commit. Previews stay inside."""
+    """The bus of one process among several: subscribing also follows what others commit and preview."""
 
     def __init__(self, inner: Bus, notices: Notices) -> None:
         self._inner = inner
@@ -104,6 +104,7 @@ class SharedBus:
     def publish(self, frames: Sequence[Frame]) -> None:
         """See `Bus`."""
         self._inner.publish(frames)
+        self._notices.previews.publish(frames)
 
     def subscribe(self, session_id: str, *, previews: Collection[str] = ()) -> Subscription:
         """See `Bus`."""
@@ -111,11 +112,13 @@ class SharedBus:
         subscription = self._inner.subscribe(session_id, previews=previews)
         if first:
             self._notices.follow(session_id)
+        if previews:
+            self._notices.previews.want(session_id)
         return subscription
 
     def wants_previews(self, session_id: str) -> bool:
         """See `Bus`."""
-        return self._inner.wants_previews(session_id)
+        return self._inner.wants_previews(session_id) or self._notices.previews.are_wanted(session_id)
 
 
 class Notices:
@@ -137,6 +140,8 @@ class Notices:
         self._followed: dict[str, _Followed] = {}
         self._ranges: deque[_Range] = deque()
         self._pending: Counter[str] = Counter()
+        self.previews = Previews(readers, bus, self._origin, lambda session_id: bool(self._pending[session_id]))
+        """What is said before it is a fact."""
         self._ready = asyncio.Event()
         self._is_behind = False
         self._connection: Connection | None = None
@@ -148,9 +153,11 @@ class Notices:
         await self._listen()
         # Owned here and cancelled by `close`.
         self._task = asyncio.create_task(self._work(), name="corral-postgres-notices")
+        self.previews.start()
 
     async def close(self) -> None:
         """Stop listening, and give up the right. Idempotent."""
+        await self.previews.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -173,6 +180,7 @@ class Notices:
         logs: list[_Grown] = []
         size = 0
         for session_id, low, high, _ in published:
+            self.previews.drop(session_id)
             logs.append(_Grown(session_id, low, high))
             size += len(session_id) + 48
             if size > NOTICE_BYTES_MAX - 256:
@@ -227,6 +235,8 @@ class Notices:
                 )
             await connection.add_listener(EVENTS, self._on_events)
             await connection.add_listener(WAKE, self._on_wake)
+            await connection.add_listener(PREVIEWS, self.previews.on_previews)
+            await connection.add_listener(READERS, self.previews.on_readers)
         except BaseException:
             connection.terminate()
             raise

@@ -1,0 +1,84 @@
+"""The workflow of one session: runs the activity `advance` for as long as the session is woken, then ends.
+
+It holds nothing but a session's id and where its sandbox is; what a session is, and what a turn does, is in the log. It
+runs in Temporal's sandbox for workflows and is replayed there, so it does nothing but this, and imports nothing of
+Corral. Times are here because a replay must find those it began with.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType
+
+WORKFLOW = "corral-session"
+ACTIVITY = "corral-advance"
+HEARTBEAT_SECONDS_MAX = 2.5
+"""A worker that is silent for this long has lost the session."""
+HOST_SECONDS_MAX = 1.5
+"""How long the host of a session's sandbox may take to answer before another one goes on without that sandbox."""
+TURN_DAYS_MAX = 365
+RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=0.1), backoff_coefficient=2, maximum_interval=timedelta(seconds=1)
+)
+
+
+def queue_of(task_queue: str, host: str) -> str:
+    """The task queue that only the workers of one host listen to."""
+    return f"{task_queue}@{host}"
+
+
+@workflow.defn(name=WORKFLOW)
+class SessionWorkflow:
+    """See the module. Its id is the session's."""
+
+    def __init__(self) -> None:
+        self._woken = True
+
+    @workflow.signal
+    def wake(self) -> None:
+        """The session has work."""
+        self._woken = True
+
+    @workflow.run
+    async def run(self, session_id: str, host: str | None, inherited: bool) -> None:
+        """Advance the session until nobody has woken it meanwhile.
+
+        `host` is where its sandbox is; `inherited` as for `Worker.advance`.
+        """
+        while self._woken:
+            self._woken = False
+            host = await self._advance(session_id, host, inherited=inherited)
+            inherited = False
+            if self._woken and workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(args=[session_id, host, False])
+
+    async def _advance(self, session_id: str, host: str | None, *, inherited: bool) -> str | None:
+        """One `advance`, where the session's sandbox is, as long as somebody answers there; answers where that was."""
+        task_queue, alone = workflow.info().task_queue, False
+        while True:
+            try:
+                answer: str | None = await workflow.execute_activity(
+                    ACTIVITY,
+                    args=[session_id, inherited, alone],
+                    result_type=str | None,  # pyright: ignore[reportArgumentType]  # a type, if not a class
+                    task_queue=queue_of(task_queue, host) if host else task_queue,
+                    schedule_to_start_timeout=timedelta(seconds=HOST_SECONDS_MAX) if host else None,
+                    start_to_close_timeout=timedelta(days=TURN_DAYS_MAX),
+                    heartbeat_timeout=timedelta(seconds=HEARTBEAT_SECONDS_MAX),
+                    retry_policy=RETRY,
+                )
+            except ActivityError as error:
+                if not host or not _nobody_came(error):
+                    raise
+                host, alone, inherited = None, True, True
+                continue
+            if answer is None:
+                return host
+            host = answer  # the sandbox is there
+
+
+def _nobody_came(error: ActivityError) -> bool:
+    return isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START

@@ -1,0 +1,154 @@
+"""Processes of one installation: servers that only serve and workers, over one PostgreSQL, one Temporal and one bucket.
+
+Each has a data directory of its own, as if it were on a machine of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import anyio.from_thread
+from anthropic import Anthropic
+
+from tests import postgres_server, temporal_server
+from tests.contracts.bucket import Bucket
+from tests.e2e.conftest import API_KEY, CLIENT_SECONDS_MAX, START_SECONDS_MAX, STOP_SECONDS_MAX
+from tests.e2e.strict import Watch
+
+MASTER_KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+
+class Process:
+    """One of them."""
+
+    def __init__(self, cluster: Cluster, name: str, *arguments: str) -> None:
+        self._directory = cluster.directory / name
+        self.sandboxes = self._directory / "sandboxes"
+        self.sandboxes.mkdir(parents=True)
+        self._command = [sys.executable, "-m", "corral", *arguments, "--config", str(cluster.config)]
+        self._command += ["--data-dir", str(self._directory / "data")]
+        self._environment = cluster.environment | {"CORRAL_SANDBOX_DIR": str(self.sandboxes)}
+        self._log = self._directory / "log"
+        self._process: subprocess.Popen[str] | None = None
+        self._watch = cluster.watch
+        self.base_url = ""
+
+    def start(self) -> None:
+        """Start, and wait until it says that it works."""
+        with self._log.open("a", encoding="utf-8") as log:
+            process = self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        assert process.stdout is not None
+        watchdog = threading.Timer(START_SECONDS_MAX, process.kill)
+        watchdog.start()
+        line = process.stdout.readline()
+        watchdog.cancel()
+        assert "listening on" in line or "advancing" in line, self._log.read_text(encoding="utf-8")
+        self.base_url = line.rsplit(" ", 1)[-1].strip()
+
+    def client(self) -> Anthropic:
+        """The official SDK; everything it receives is compared with its own types."""
+        http_client = self._watch.client(CLIENT_SECONDS_MAX)
+        return Anthropic(base_url=self.base_url, api_key=API_KEY, max_retries=0, http_client=http_client)
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait; its exit code. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(how)
+        code = process.wait(STOP_SECONDS_MAX)
+        assert process.stdout is not None
+        process.stdout.close()
+        return code
+
+    def workspace(self, session_id: str) -> Path:
+        """What the session's sandbox has here."""
+        return self.sandboxes / "sessions" / session_id / "files" / "workspace"
+
+
+class Cluster:
+    """What they share."""
+
+    def __init__(self, directory: Path, database: str, bucket: Bucket, toml: str) -> None:
+        self.directory = directory
+        self.config = directory / "corral.toml"
+        self.watch = Watch()
+        blobs = bucket.settings
+        self.task_queue = temporal_server.new_task_queue()
+        self.config.write_text(
+            f'database = "{database}"\nengine = "temporal"\n'
+            f'[temporal]\naddress = "{temporal_server.shared()}"\ntask_queue = "{self.task_queue}"\n'
+            f"drain_seconds = 1.0\nsweep_seconds = 2.0\n"
+            f'[blobs]\nbackend = "s3"\nbucket = "{blobs.bucket}"\nprefix = "{blobs.prefix}"\n'
+            f'endpoint_url = "{blobs.endpoint_url}"\nregion = "{blobs.region}"\n'
+            f'[[models]]\npattern = "*"\nprovider = "scripted"\n{toml}',
+            encoding="utf-8",
+        )
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "CORRAL_API_KEY": API_KEY,
+            "CORRAL_MASTER_KEY": MASTER_KEY,
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+        }
+        self.servers = [Process(self, f"api{n}", "serve", "--no-worker", "--port", "0") for n in range(2)]
+        self.workers = [Process(self, f"worker{n}", "worker") for n in range(2)]
+
+    def start(self) -> None:
+        """Start all."""
+        for process in (*self.servers, *self.workers):
+            process.start()
+
+    def home(self, session_id: str) -> tuple[Process, Process]:
+        """The worker that has the session's sandbox, and the other one."""
+        first, second = self.workers
+        return (first, second) if first.workspace(session_id).exists() else (second, first)
+
+    def close(self) -> None:
+        """Delete all sessions, so that no sandbox outlives them, and stop everything."""
+        try:
+            for worker in self.workers:
+                worker.end(signal.SIGKILL)
+                worker.start()  # finds the sandboxes of the one before
+            self._delete_sessions()
+        finally:
+            for process in (*self.servers, *self.workers):
+                process.end()
+
+    def _delete_sessions(self) -> None:
+        with self.servers[0].client() as client:
+            for session in client.beta.sessions.list(include_archived=True):
+                if session.status != "idle":
+                    with client.beta.sessions.events.stream(session.id) as stream:
+                        client.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
+                        while client.beta.sessions.retrieve(session.id).status != "idle":
+                            next(event for event in stream if event.type == "session.status_idle")
+                client.beta.sessions.delete(session.id)
+
+
+@contextmanager
+def cluster(bucket: Bucket, toml: str = "") -> Generator[Cluster]:
+    """Two servers and two workers."""
+    directory = Path(tempfile.mkdtemp(prefix="corral-cluster-"))
+    directory.chmod(0o711)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
+        url = stack.enter_context(portal.wrap_async_context_manager(postgres_server.database()))
+        made = Cluster(directory, url, bucket.empty(), toml)
+        stack.callback(made.close)
+        made.start()
+        yield made
+        assert made.watch.problems == []
