@@ -104,7 +104,7 @@ def test_the_image_installs_what_is_pinned() -> None:
     (name,) = set(re.findall(r"requirements/\w+\.txt", text))
     pinned = (ROOT / name).read_text(encoding="utf-8")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    needed = [each for extra in ("postgres", "s3", "otel") for each in extras[extra]]
+    needed = [each for extra in ("postgres", "s3", "otel", "temporal") for each in extras[extra]]
     names = [re.split(r"[^a-z0-9-]", each)[0] for each in needed]
     assert names and not [each for each in names if f"\n{each}==" not in pinned]
 
@@ -141,9 +141,11 @@ def own_services() -> Mapping[str, Yaml]:
     return {name: each for name, each in compose()["services"].items() if "build" in each}
 
 
-def test_compose_starts_a_server_and_a_migration_by_commands_that_exist() -> None:
+def test_compose_starts_two_apis_and_two_workers_by_commands_that_exist() -> None:
     services = own_services()
-    assert services.keys() == {"server", "migrate"}
+    assert services.keys() == {"api", "worker", "migrate"}
+    assert services["api"]["deploy"]["replicas"] == services["worker"]["deploy"]["replicas"] == 2
+    assert "--no-worker" in services["api"]["command"]
     assert all(parses(*each["command"]) for each in services.values())
     assert all(each["cap_drop"] == ["ALL"] for each in services.values())
 
@@ -215,7 +217,7 @@ def test_the_skeletons_of_templates_are_yaml_with_commands_that_exist() -> None:
         kinds += [each["kind"] for each in documents]
         for arguments in re.findall(r"args: (\[.*\])", plain):
             assert parses(*yaml.safe_load(arguments)), name
-    wanted = ["ConfigMap", "Ingress", "Job", "Service", "ServiceAccount"]
+    wanted = ["ConfigMap", "Deployment", "Ingress", "Job", "PodDisruptionBudget", "Service", "ServiceAccount"]
     assert sorted(set(kinds)) == [*wanted, "StatefulSet"]
 
 
@@ -224,7 +226,7 @@ def test_pods_have_limits_of_what_they_may_do() -> None:
     assert values["podSecurityContext"]["runAsNonRoot"] and values["podSecurityContext"]["runAsUser"] == 10001
     assert values["containerSecurityContext"]["capabilities"]["drop"] == ["ALL"]
     assert not values["containerSecurityContext"]["allowPrivilegeEscalation"]
-    for name in ("server.yaml", "migrate.yaml"):
+    for name in ("api.yaml", "worker.yaml", "migrate.yaml"):
         text = (CHART / "templates" / name).read_text(encoding="utf-8")
         assert ".Values.podSecurityContext" in text and ".Values.containerSecurityContext" in text
 

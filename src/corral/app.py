@@ -263,7 +263,7 @@ async def open_corral(
             models=catalogue,
             registry=registry,
         )
-        yield Corral(create_app(services), api_key, first_start, store.log, bus, sandboxes)
+        yield Corral(create_app(services, serves=serves), api_key, first_start, store.log, bus, sandboxes)
 
 
 def _bus(settings: Settings, registry: CollectorRegistry) -> LocalBus:

@@ -107,6 +107,12 @@ def serve(
 @app.command()
 def worker(
     *,
+    host: Annotated[
+        str | None, typer.Option(help="Address for health and metrics; default 127.0.0.1.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port for /healthz and /metrics; default none.", show_default=False)
+    ] = None,
     data_dir: DataDir = None,
     database: Database = None,
     temporal_address: TemporalAddress = None,
@@ -120,6 +126,8 @@ def worker(
             "data_dir": _text(data_dir),
             "database": database,
             "engine": "temporal",
+            "server.host": host,
+            "server.worker_port": port,
             "temporal.address": temporal_address,
             "sandbox.backend": sandbox,
         },
@@ -411,12 +419,20 @@ async def _serve(settings: config.Settings, *, works: bool) -> None:
 async def _work(settings: config.Settings) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # as above
     from corral.app import open_corral
-    from corral.serving import until_signalled
+    from corral.serving import base_url, bind, listening_on, serve_until_signalled, until_signalled
 
-    async with open_corral(settings, serves=False):
-        out.print("Corral is advancing sessions")
-        _warn(settings)
-        await until_signalled()
+    port = settings.server.worker_port
+    if port is None:
+        async with open_corral(settings, serves=False):
+            out.print("Corral is advancing sessions")
+            _warn(settings)
+            await until_signalled()
+        return
+    with bind(settings.server.host, port) as listener:
+        async with open_corral(listening_on(settings, listener), serves=False) as corral:
+            out.print(f"Corral is advancing sessions; health and metrics are at {base_url(listener)}")
+            _warn(settings)
+            await serve_until_signalled(corral, listener)
 
 
 def _warn(settings: config.Settings) -> None:

@@ -18,6 +18,8 @@ class ServerSettings(Section, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8700
+    worker_port: int | None = None
+    """Where `corral worker` answers `/healthz` and `/metrics`, and nothing else; None for nowhere."""
     body_bytes_max: int = 32 * 1024 * 1024
     file_bytes_max: int = 500 * 1024 * 1024
     """For an uploaded file, and for a file in a session's outputs that is to be listed."""

@@ -104,7 +104,7 @@ class Cluster:
             "AWS_SECRET_ACCESS_KEY": "tests",
         }
         self.servers = [Process(self, f"api{n}", "serve", "--no-worker", "--port", "0") for n in range(2)]
-        self.workers = [Process(self, f"worker{n}", "worker") for n in range(2)]
+        self.workers = [Process(self, f"worker{n}", "worker", "--port", "0") for n in range(2)]
 
     def start(self) -> None:
         """Start all."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests import postgres_server, temporal_server
@@ -42,6 +44,23 @@ def test_a_stream_of_one_server_shows_a_session_that_is_driven_through_the_other
                 event.id for event in beside.seen if event.processed_at
             ]
         assert results(history(reader, session.id)) == ["0", "1", "2"]
+
+
+def test_a_worker_counts_its_requests_and_says_that_it_is_well(running: Cluster) -> None:
+    with running.servers[0].client() as client:
+        session = new_session(client)
+        with reading(client, session.id) as stream:
+            send(client, session.id, script({"say": "Counted."}))
+            stream.idle()
+    key = {"authorization": f"Bearer {API_KEY}"}
+    asked = 0.0
+    for worker in running.workers:
+        assert httpx2.get(f"{worker.base_url}/healthz").json() == {"status": "ok"}
+        assert httpx2.get(f"{worker.base_url}/metrics").status_code == 401
+        assert httpx2.get(f"{worker.base_url}/v1/sessions", headers=key).status_code == 404
+        text = httpx2.get(f"{worker.base_url}/metrics", headers=key).text
+        asked += sum(map(float, re.findall(r"^corral_model_requests_total\{[^}]*\} (\S+)$", text, flags=re.MULTILINE)))
+    assert asked >= 1
 
 
 def test_an_interrupt_through_any_server_stops_a_command_on_a_worker(running: Cluster) -> None:

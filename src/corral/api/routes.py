@@ -165,8 +165,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 # fmt: on
 
 
-def create_app(services: Services, *, lifespan: Lifespan | None = None) -> ASGIApp:
-    """The API as an ASGI app. Starting and stopping the parts behind it is `lifespan`'s, or the caller's."""
-    endpoints = (*ENDPOINTS, openapi.endpoint(ENDPOINTS))
+WATCHED = frozenset({"/healthz", "/metrics"})
+"""All that a worker answers, which serves nobody."""
+
+
+def create_app(services: Services, *, serves: bool = True, lifespan: Lifespan | None = None) -> ASGIApp:
+    """The API as an ASGI app, or of a process that does not serve, its health and metrics.
+
+    Starting and stopping the parts behind it is `lifespan`'s, or the caller's."""
+    endpoints = [*ENDPOINTS, openapi.endpoint(ENDPOINTS)]
+    if not serves:
+        endpoints = [endpoint for endpoint in endpoints if endpoint.path in WATCHED]
     fallback = Router(lifespan=lifespan)
     return Gateway(endpoints, services, metrics.Metrics(services.registry), fallback)

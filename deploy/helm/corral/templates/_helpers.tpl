@@ -30,6 +30,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "corral.environment" -}}
 - name: CORRAL_CONFIG
   value: /etc/corral/corral.toml
+- name: CORRAL_ENGINE
+  value: temporal
+- name: CORRAL_TEMPORAL_ADDRESS
+  value: {{ required "temporal.address is host:port of Temporal's frontend" .Values.temporal.address | quote }}
+- name: CORRAL_TEMPORAL_NAMESPACE
+  value: {{ .Values.temporal.namespace | quote }}
 - name: CORRAL_LOG_FORMAT
   value: {{ .Values.log.format | quote }}
 - name: CORRAL_LOG_LEVEL
