@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS_MAX
     while not condition():
         assert time.monotonic() < deadline
-        os.sched_yield()
+        threading.Event().wait(0.02)  # leave the processor to the server
 
 
 def left(server: ServerProcess) -> list[Path]:

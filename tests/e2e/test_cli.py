@@ -93,7 +93,7 @@ def test_an_engine_that_does_not_run_is_one_sentence(tmp_path: Path) -> None:
     [
         (["serve", "--sandbox", "kubernetes"], "`kubernetes` sandbox is not part of this release"),
         (["serve", "--sandbox", "chroot"], "sandbox.backend"),
-        (["serve", "--engine", "temporal"], "`temporal` engine is not part of this release"),
+        (["serve", "--engine", "temporal"], "The temporal engine needs a database that processes share"),
         (["serve", "--database", "postgresql://127.0.0.1:1/corral"], "No PostgreSQL server answers for `corral`"),
         (["serve", "--port", "70000"], "port"),
         (["serve", "--host", "203.0.113.7", "--port", "0"], "Cannot listen on 203.0.113.7"),

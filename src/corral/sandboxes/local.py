@@ -476,9 +476,9 @@ class LocalSandboxes(ABC):
 def _release(process: subprocess.Popen[bytes], *, go: bool) -> None:
     """Let the daemon serve, now that it is written down; or let it end, which it also does when we die before."""
     assert process.stdin is not None, "daemons of ours are started with a pipe"
-    with suppress(BrokenPipeError), process.stdin as gate:
+    with process.stdin as gate, suppress(BrokenPipeError):
         if go:
-            gate.write(b"\n")
+            os.write(gate.fileno(), b"\n")  # unbuffered: a daemon that ended already leaves nothing to flush
 
 
 def _note_told(directory: SessionDirectory) -> None:
