@@ -327,6 +327,8 @@ def _enclose(group: cgroups.Group, process: subprocess.Popen[bytes], pid: int) -
             with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
         raise
 
 
