@@ -404,7 +404,7 @@ def vault_delete(
 async def _serve(settings: config.Settings, *, works: bool) -> None:
     # This process holds keys; nothing of it may end up in a file when it crashes.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from corral.app import open_corral
+    from corral.app.server import open_corral
     from corral.serving import base_url, bind, listening_on, serve_until_signalled
 
     with bind(settings.server.host, settings.server.port) as listener:
@@ -418,7 +418,7 @@ async def _serve(settings: config.Settings, *, works: bool) -> None:
 
 async def _work(settings: config.Settings) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # as above
-    from corral.app import open_corral
+    from corral.app.server import open_corral
     from corral.serving import base_url, bind, listening_on, serve_until_signalled, until_signalled
 
     port = settings.server.worker_port

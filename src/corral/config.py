@@ -1,6 +1,6 @@
 """Every setting: its name, unit, default and limit; and the only reader of `os.environ` and `corral.toml`.
 
-Parts receive the section that concerns them (`SandboxSettings`, `LocalModelSettings`, ...) from `app.py`; nothing
+Parts receive the section that concerns them (`SandboxSettings`, `LocalModelSettings`, ...) from `app/`; nothing
 else in Corral looks at the environment. A setting `x_y` of section `s` is `[s] x_y` in `corral.toml`; the few
 that scripts rely on have environment variables too, listed in `ENVIRONMENT`. Precedence: command line, environment,
 file, default.

@@ -1,7 +1,7 @@
 """Every seam of Corral in one file.
 
 The middle parts (`harness engines tools mcp providers sandboxes storage api`) never import one another; they meet
-here, and `app.py` wires them. Each protocol's docstring is its contract; `tests/contracts` holds it against every
+here, and `app/` wires them. Each protocol's docstring is its contract; `tests/contracts` holds it against every
 implementation. Nothing here does anything.
 
     EventLog   what happened: sessions, their events and their state     storage/{sqlite,postgres,ephemeral}
@@ -17,7 +17,7 @@ implementation. Nothing here does anything.
     McpServers  tools from elsewhere                                     mcp/servers
     Tool       a built-in tool of the sandbox                            tools/*
     WebTool    a built-in tool that reaches out                          tools/web_*
-    Clock      what time it is                                           app.py, tests
+    Clock      what time it is                                           app/clock, tests
     Tracer     where time goes, for operators                            tracing.py
 """
 
@@ -171,7 +171,7 @@ class Upkeep(NamedTuple):
 
 
 class Sandboxes(Protocol):
-    """A backend that makes sandboxes. Registered by name in `app.py`."""
+    """A backend that makes sandboxes. Registered by name in `app/sandboxes.py`."""
 
     async def start(self) -> None:
         """Check that this machine can run the backend; raise `MachineUnfit` with the remedy if not."""

@@ -15,7 +15,7 @@ import anyio
 import msgspec
 import uvicorn
 
-from corral.app import Corral
+from corral.app.server import Corral
 from corral.config import Settings
 from corral.errors import MachineUnfit
 

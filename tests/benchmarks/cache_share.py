@@ -15,7 +15,7 @@ import anyio
 from anthropic import AsyncAnthropic
 
 from corral import config
-from corral.app import open_corral
+from corral.app.server import open_corral
 from corral.providers.anthropic import AnthropicProvider
 from corral.serving import bind, serving
 from tests.benchmarks.temporary import overrides

@@ -19,7 +19,7 @@ import structlog
 import uvloop
 
 from corral import config
-from corral.app import Corral, open_corral
+from corral.app.server import Corral, open_corral
 from corral.domain import event as ev
 from corral.domain.content import TextBlock
 from corral.domain.ids import new_id

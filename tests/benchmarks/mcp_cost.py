@@ -25,7 +25,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from corral import config
 from corral.api.vaults import record_of
-from corral.app import SystemClock, open_storage
+from corral.app.clock import SystemClock
+from corral.app.storage import open_storage
 from corral.domain import credential as credentials
 from corral.domain import vault
 from corral.domain.agent import McpServer, ModelConfig, SessionAgent

@@ -15,7 +15,7 @@ import anyio
 from anthropic import AsyncAnthropic
 
 from corral import config
-from corral.app import open_corral
+from corral.app.server import open_corral
 from corral.domain.content import TextBlock
 from corral.domain.inference import ModelChunk, ModelRequest, ModelResponse, ModelUsage
 from corral.serving import bind, serving

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 import pytest
 
-from corral.app import SystemClock
+from corral.app.clock import SystemClock
 from corral.domain import credential as rules
 from corral.domain import vault
 from corral.domain.credential import CREDENTIAL_KIND, StoredCredential

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from corral.app import make_provider
+from corral.app.providers import make_provider
 from corral.config import load
 from corral.domain.content import TextBlock, ToolUseBlock
 from corral.domain.inference import BlockStarted, ModelChunk, ModelResponse, ModelUsage, TextDelta

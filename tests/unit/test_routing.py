@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from corral.app import make_provider
+from corral.app.providers import make_provider
 from corral.config import load
 from corral.config_sections import ModelRoute
 from corral.domain.content import TextBlock

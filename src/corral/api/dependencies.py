@@ -1,4 +1,4 @@
-"""What the API works with: the seams, handed over by `app.py`.
+"""What the API works with: the seams, handed over by `app/server.py`.
 
 The API knows no backend. It appends to the log and wakes the engine; everything that happens then comes back through
 the log and the bus.

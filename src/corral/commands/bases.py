@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio.to_thread
 from rich.console import Console
 
-from corral.app import open_bases
+from corral.app.sandboxes import open_bases
 from corral.config import Settings
 
 HINT = 'Sandboxes use it with `base = "{}"` in the `[sandbox]` section of corral.toml.'

@@ -18,7 +18,8 @@ import anyio
 import msgspec
 from rich.console import Console
 
-from corral.app import Corral, model_routes, open_corral
+from corral.app.providers import model_routes
+from corral.app.server import Corral, open_corral
 from corral.config import Settings
 from corral.domain.api_key import DEFAULT_WORKSPACE
 from corral.domain.content import TextBlock

@@ -21,7 +21,9 @@ import anyio.to_thread
 from rich.console import Console
 from rich.text import Text
 
-from corral.app import make_provider, make_sandboxes, model_routes, open_blobs
+from corral.app.providers import make_provider, model_routes
+from corral.app.sandboxes import make_sandboxes
+from corral.app.storage import open_blobs
 from corral.config import Settings, without_password
 from corral.conformance import sandbox_outcomes
 from corral.domain.ids import new_id

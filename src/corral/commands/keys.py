@@ -10,7 +10,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from corral.app import SystemClock, key_wrapper, open_records
+from corral.app.clock import SystemClock
+from corral.app.storage import open_records
+from corral.app.vaults import key_wrapper
 from corral.config import Settings
 from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, StoredVault

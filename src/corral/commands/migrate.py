@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from corral.app import stores_of
+from corral.app.storage import stores_of
 from corral.config import Settings, without_password
 
 

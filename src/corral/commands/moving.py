@@ -12,7 +12,9 @@ from typing import BinaryIO
 
 from rich.console import Console
 
-from corral.app import BUILT_IN_TOOLS, SystemClock, open_storage
+from corral.app.clock import SystemClock
+from corral.app.storage import open_storage
+from corral.app.worker import BUILT_IN_TOOLS
 from corral.config import Settings
 from corral.errors import Invalid, MachineUnfit
 from corral.moving.incoming import Destination, Import

@@ -12,7 +12,7 @@ from anthropic.types.beta.sessions import BetaManagedAgentsStreamSessionEvents
 from rich.console import Console
 from rich.text import Text
 
-from corral.app import Corral, open_corral
+from corral.app.server import Corral, open_corral
 from corral.config import Settings
 from corral.domain.content import TextBlock
 from corral.domain.ids import new_id

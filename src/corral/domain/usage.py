@@ -1,7 +1,7 @@
 """Usage and what it costs: tokens and active time of a session, list prices, budgets.
 
 Token counts are kept as whole numbers, money as micro-dollars in whole numbers while it is summed; only the wire
-form rounds to cents. `input_tokens` are the uncached ones. Prices are data (`app.py` builds the table from
+form rounds to cents. `input_tokens` are the uncached ones. Prices are data (`catalogue.py` builds the table from
 `model_prices.json` and `corral.toml`); a model without a price makes a budget impossible, never free.
 
 Source: semantics.md section 11, models.md.

@@ -1,4 +1,4 @@
-"""What a harness works with: the seams, handed over by `app.py`."""
+"""What a harness works with: the seams, handed over by `app/worker.py`."""
 
 from __future__ import annotations
 

@@ -13,11 +13,10 @@ from corral.domain.turn import Rest
 from corral.errors import NotFound
 from corral.harness.context import Context
 from corral.harness.deciding import following, unchanged
-from corral.harness.entrusting import Entrusting
 from corral.harness.failure import abandon, unwrapped
 from corral.harness.loop import Turn
 from corral.harness.parts import Parts
-from corral.interfaces import Claim, Credentials, Signal
+from corral.interfaces import Claim, Signal
 
 
 class Harness:
@@ -27,10 +26,6 @@ class Harness:
         self._parts = parts
         self._contexts: dict[str, tuple[int, Context]] = {}
         """Of sessions that rest, with the epoch they were built under; oldest out first."""
-
-    def entrust(self, credentials: Credentials) -> None:
-        """Where the secrets of sessions come from; said once, before any is advanced."""
-        self._parts = self._parts._replace(entrusting=Entrusting(credentials))
 
     async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
         """Advance the session until it rests. See `interfaces.Worker`."""

@@ -1,4 +1,4 @@
-"""Where tools run: one file for each backend, registered by name in `app.py`.
+"""Where tools run: one file for each backend, registered by name in `app/sandboxes.py`.
 
     bubblewrap.py    the default: Linux namespaces, an unprivileged user, one way out
     process.py       no isolation at all; only when asked for by name
