@@ -112,9 +112,11 @@ class Cluster:
             process.start()
 
     def home(self, session_id: str) -> tuple[Process, Process]:
-        """The worker that has the session's sandbox, and the other one."""
+        """The worker that has the session's sandbox, and the other one. Exactly one must have it by now."""
         first, second = self.workers
-        return (first, second) if first.workspace(session_id).exists() else (second, first)
+        there = [worker for worker in self.workers if worker.workspace(session_id).exists()]
+        assert len(there) == 1, f"{len(there)} workers have a sandbox of the session"
+        return (first, second) if there == [first] else (second, first)
 
     def close(self) -> None:
         """Delete all sessions, so that no sandbox outlives them, and stop everything."""
