@@ -202,6 +202,7 @@ def import_(
 def export(
     file: Annotated[Path | None, typer.Argument(help="Where to; default standard output.", show_default=False)] = None,
     workspace: Annotated[str | None, typer.Option(help="Only this workspace.", show_default=False)] = None,
+    with_secrets: Annotated[bool, typer.Option("--with-secrets", help="Vaults too, their secrets in clear.")] = False,
     data_dir: DataDir = None,
     database: Database = None,
 ) -> None:
@@ -209,7 +210,7 @@ def export(
     from corral.commands.moving import export_to
 
     settings = config.load(overrides={"data_dir": _text(data_dir), "database": database})
-    _run(lambda: export_to(settings, file, workspace, err))
+    _run(lambda: export_to(settings, file, workspace, err, with_secrets=with_secrets))
 
 
 @keys_app.command("create")

@@ -13,7 +13,9 @@ import pytest
 from anthropic import Anthropic
 
 from tests.e2e.conftest import ServerProcess
-from tests.e2e.sessions import history, new_session, results, script, send, turn
+from tests.e2e.mcp_host import mcp_host
+from tests.e2e.sessions import history, new_session, results, script, send, texts, turn
+from tests.e2e.test_mcp import call, session_on
 
 Json = dict[str, Any]
 
@@ -205,3 +207,43 @@ def test_a_bad_last_line_leaves_nothing_behind(server: ServerProcess, tmp_path: 
     assert done.returncode == 1
     assert f"line {len(lines) + 1}: " in done.stderr and "nothing was imported" in done.stderr
     assert corral(server, "export").stdout == ""
+
+
+@pytest.mark.requirement("F125", "F033")
+def test_vaults_come_along_when_asked_and_their_secrets_work(server: ServerProcess) -> None:
+    token = "planted-token-5Lq"
+    file = server.directory / "export.jsonl"
+    with mcp_host() as host:
+        host.token = token
+        with server.client() as client:
+            vault_id = client.beta.vaults.create(display_name="moving").id
+            auth: Any = {"type": "static_bearer", "mcp_server_url": host.url, "token": token}
+            credential_id = client.beta.vaults.credentials.create(vault_id, auth=auth).id
+            session_id = session_on(client, host.url, vault_ids=[vault_id])
+            seen = turn(client, session_id, script(call("add", a=1, b=1), {"say": "Two."}))
+            assert "agent.mcp_tool_result" in [event.type for event in seen]
+        server.stop()
+        redacted = corral(server, "export")
+        assert redacted.returncode == 0 and vault_id in redacted.stdout
+        assert token not in redacted.stdout and credential_id not in redacted.stdout
+        done = corral(server, "export", "--with-secrets", str(file))
+        assert done.returncode == 0 and "secrets of all its vaults in clear" in done.stderr.replace("\n", " ")
+        assert token in file.read_text(encoding="utf-8") and token not in done.stderr
+        assert file.stat().st_mode & 0o777 == 0o600
+        (server.directory / "data").rename(server.directory / "old-data")
+        (server.directory / "redacted.jsonl").write_text(redacted.stdout, encoding="utf-8")
+        without = corral(server, "import", str(server.directory / "redacted.jsonl"))
+        assert without.returncode == 0, without.stderr
+        assert f"Vaults that sessions name and that are not here: {vault_id}." in without.stdout.replace("\n", " ")
+        done = corral(server, "import", str(file))
+        assert done.returncode == 0, done.stderr
+        assert "1 sessions." in done.stdout and "1 vaults, 1 credentials" in done.stdout
+        assert "not here" not in done.stdout
+        server.start()
+        host.seen.clear()
+        with server.client() as client:
+            seen = turn(client, session_id, script(call("add", a=2, b=2), {"say": "Four."}))
+            assert [texts(event) for event in seen if event.type == "agent.mcp_tool_result"] == ["4"]
+            assert set(host.seen) == {f"Bearer {token}"}
+    held = [path for path in (server.directory / "data").rglob("*") if path.is_file()]
+    assert not [path for path in held if token.encode() in path.read_bytes()]

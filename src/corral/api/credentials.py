@@ -183,18 +183,26 @@ def _open_vault(record: Record) -> StoredVault:
     return vault
 
 
-def _record(call: Call, vault: StoredVault, credential: Credential, secret: SecretHalf, *, revision: int) -> Record:
-    sealed = call.services.sealing.seal(vault.vault.id, vault.key, msgspec.json.encode(secret), credential.id)
+def record_of(workspace_id: str, stored: StoredCredential, *, revision: int) -> Record:
+    """The record of a credential. An archived one frees its key."""
+    credential = stored.credential
+    is_active = credential.archived_at is None
     return Record(
         kind=CREDENTIAL_KIND,
         id=credential.id,
-        workspace_id=call.workspace_id,
+        workspace_id=workspace_id,
         created_at=credential.created_at,
-        body=msgspec.json.encode(StoredCredential(credential=credential, sealed=sealed)),
+        body=msgspec.json.encode(stored),
+        archived_at=credential.archived_at,
         parent_id=credential.vault_id,
-        unique_key=f"{credential.vault_id} {credential.key}",
+        unique_key=f"{credential.vault_id} {credential.key}" if is_active else None,
         revision=revision,
     )
+
+
+def _record(call: Call, vault: StoredVault, credential: Credential, secret: SecretHalf, *, revision: int) -> Record:
+    sealed = call.services.sealing.seal(vault.vault.id, vault.key, msgspec.json.encode(secret), credential.id)
+    return record_of(call.workspace_id, StoredCredential(credential=credential, sealed=sealed), revision=revision)
 
 
 def _stored(record: Record) -> StoredCredential:

@@ -207,6 +207,55 @@ def refreshed(
     return msgspec.structs.replace(credential, auth=auth), secret
 
 
+def check(credential: Credential, secret: SecretHalf | None) -> None:
+    """Raises `Invalid` for halves that come from elsewhere and that no `create` here would have made. A moment in the
+    past is all right; an archived credential has no secret, and any other has one."""
+    if credential.display_name is not None:
+        check_display_name(credential.display_name)
+    metadata_rules.checked(credential.metadata)
+    auth = credential.auth
+    match auth:
+        case StaticBearer():
+            _url("mcp_server_url", auth.mcp_server_url)
+        case McpOAuth():
+            _url("mcp_server_url", auth.mcp_server_url)
+            if auth.expires_at is not None and auth.expires_at.tzinfo is None:
+                raise Invalid("auth.expires_at: must have a time zone")
+            if auth.refresh is not None:
+                _check_refresh(auth.refresh)
+        case EnvironmentVariable():
+            _secret_name(auth.secret_name)
+            _networking(auth.networking)
+            _some_location(auth.injection_location)
+    if (secret is None) != (credential.archived_at is not None):
+        raise Invalid("secret: an archived credential has none, and any other must have one")
+    if secret is not None:
+        _check_secret(auth, secret)
+
+
+def _check_refresh(refresh: Refresh) -> None:
+    _text("refresh.client_id", refresh.client_id)
+    _url("refresh.token_endpoint", refresh.token_endpoint)
+    if refresh.resource is not None:
+        _url("refresh.resource", refresh.resource)
+    if refresh.scope is not None:
+        _text("refresh.scope", refresh.scope)
+
+
+def _check_secret(auth: Auth, secret: SecretHalf) -> None:
+    refresh = auth.refresh if isinstance(auth, McpOAuth) else None
+    client = None if refresh is None or isinstance(refresh.token_endpoint_auth, NoClientAuth) else refresh
+    for name, value, owner in (
+        ("refresh_token", secret.refresh_token, refresh),
+        ("client_secret", secret.client_secret, client),
+    ):
+        if (value is None) != (owner is None):
+            raise Invalid(f"secret.{name}: must be there if `auth` says that it is used, and only then")
+    # Their lengths are free: a token endpoint may have given longer ones than clients may send.
+    if not all(value is None or value for value in (secret.value, secret.refresh_token, secret.client_secret)):
+        raise Invalid("secret: must not be empty")
+
+
 def normal_url(url: str) -> str:
     """The URL in the form that two spellings of one server share: case, default port and trailing slash aside."""
     parts = urlsplit(url)

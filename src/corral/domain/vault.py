@@ -78,6 +78,12 @@ def update(vault: Vault, body: VaultUpdate, *, now: datetime) -> Vault:
     return vault if changed == vault else msgspec.structs.replace(changed, updated_at=now)
 
 
+def check(vault: Vault) -> None:
+    """Raises `Invalid` for a vault from elsewhere that no `create` here would have made."""
+    check_display_name(vault.display_name)
+    metadata_rules.checked(vault.metadata)
+
+
 def check_display_name(name: str) -> str:
     """The name, if it keeps the limits. Raises `Invalid`."""
     if not 1 <= len(name) <= DISPLAY_NAME_CHARACTERS_MAX:

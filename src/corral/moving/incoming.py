@@ -1,10 +1,11 @@
 """Moving in: a file of objects as the API returns them, turned into what a store restores.
 
-A line is an agent's version, an environment or a session; or `{"session_id": ..., "event": ...}`, an event of the
-session above it; or `{"type": "workspace", "id": ...}`, where the lines below it belong. What cannot be kept exactly as
-it is, is refused with its line and field, and then nothing is stored. docs/moving.md says it for users.
+A line is an agent's version, an environment, a vault or a session; or `{"session_id": ..., "event": ...}`, an event of
+the session above it; or `{"vault_id": ..., "credential": ..., "secret": ...}`, what the vault above it holds; or
+`{"type": "workspace", "id": ...}`, where the lines below it belong. What cannot be kept exactly as it is, is refused
+with its line and field, and then nothing is stored. docs/moving.md says it for users.
 
-What a history means is `domain/restored.py`; where records are kept is decided in `api/`.
+What a history means is `domain/restored.py`; where records are kept is decided in `api/`; sealing is `secrets.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from corral.domain.environment import ENVIRONMENT_KIND, Environment
 from corral.domain.query import Record
 from corral.domain.restored import History, RestoredEvent, check_id
 from corral.domain.session import Session, SessionState, SessionView, view
+from corral.domain.vault import Vault
 from corral.errors import Conflict, Invalid
 from corral.interfaces import Archive, Clock, Restored
 from corral.moving.lines import Ahead, At, Line, check_kept, exactly, read
+from corral.moving.secrets import Held, Resealing
 
 
 class Destination(NamedTuple):
@@ -39,6 +42,7 @@ class Destination(NamedTuple):
     """Built-in tools that this server can run."""
     workspace_id: str
     """For lines above the first that names a workspace."""
+    resealing: Resealing
 
 
 class Import:
@@ -51,6 +55,8 @@ class Import:
         self._line = 0
         self.read: Counter[str] = Counter()
         """What has been read, in the words of the summary."""
+        self.vaults_named: set[tuple[str, str]] = set()
+        """Vaults that sessions use: workspaces and ids. They need not be in the file."""
 
     async def run(self) -> Counter[str]:
         """Import all, or nothing. Answers with what was there already, by kind. Raises `Invalid`, `Conflict`."""
@@ -64,6 +70,7 @@ class Import:
     def __iter__(self) -> Iterator[Record | Restored]:
         self._workspace_id = self._destination.workspace_id
         self.read.clear()
+        self.vaults_named.clear()
         with self._path.open("rb") as file:
             lines = Ahead(read(file))
             for line in lines:
@@ -82,10 +89,14 @@ class Import:
                 yield self._environment(exactly(line.text, Environment))
             case "session":
                 yield self._session(line, lines)
+            case "vault":
+                yield from self._vault(line, lines)
+            case "" if line.head.credential is not UNSET:
+                raise Invalid("vault_id: a credential must stand below the line of its vault")
             case "" if line.head.event is not UNSET:
                 raise Invalid("session_id: an event must stand below the line of its session")
             case other:
-                raise Invalid(f"type: `{other}` is none of agent, environment, session and workspace")
+                raise Invalid(f"type: `{other}` is none of agent, environment, session, vault and workspace")
 
     # ------------------------------------------------------------------------------------- agents, environments
 
@@ -138,6 +149,22 @@ class Import:
             unique_key=environment.name if environment.archived_at is None else None,
         )
 
+    # --------------------------------------------------------------------------------------------------- vaults
+
+    def _vault(self, line: Line, lines: Ahead[Line]) -> Iterator[Record]:
+        self.read["vaults"] += 1
+        vault = exactly(line.text, Vault)
+        check_id("id", vault.id)
+        taking = self._destination.resealing.vault(self._workspace_id, vault)
+        yield taking.record
+        while (following := lines.next_if(lambda other: other.head.credential is not UNSET)) is not None:
+            self.read["credentials"] += 1
+            self._line = following.number
+            with At(following.number):
+                held = exactly(following.text, Held)
+                check_id("credential.id", held.credential.id)
+                yield taking.credential(held)
+
     # ------------------------------------------------------------------------------------------------- sessions
 
     def _session(self, line: Line, lines: Ahead[Line]) -> Restored:
@@ -157,7 +184,9 @@ class Import:
             metadata=shown.metadata,
             budget=shown.budget,
             deployment_id=shown.deployment_id,
+            vault_ids=shown.vault_ids,
         )
+        self.vaults_named.update((self._workspace_id, vault_id) for vault_id in shown.vault_ids)
         history = History(session.id)
 
         def events() -> Iterator[RestoredEvent]:

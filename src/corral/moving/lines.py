@@ -33,6 +33,7 @@ class Head(msgspec.Struct, frozen=True):
     id: str = ""
     session_id: str = ""
     event: msgspec.Raw | UnsetType = UNSET
+    credential: msgspec.Raw | UnsetType = UNSET
 
 
 class Line(NamedTuple):

@@ -13,9 +13,10 @@ import msgspec
 from corral.api import agents
 from corral.domain.agent import Agent
 from corral.domain.environment import ENVIRONMENT_KIND
-from corral.domain.query import EventsQuery, Record, RecordsQuery, SessionsQuery
+from corral.domain.query import EventsQuery, SessionsQuery
 from corral.domain.session import view
-from corral.interfaces import Archive, Clock, EventLog, Records, Snapshot
+from corral.interfaces import Clock, Sealing, Snapshot, Store
+from corral.moving.secrets import all_records, unsealed
 
 PAGE = 100
 EVENTS_PAGE = 1_000
@@ -26,21 +27,23 @@ _encode = msgspec.json.Encoder().encode
 class Source:
     """What is exported, and from where."""
 
-    def __init__(self, log: EventLog, records: Records, archive: Archive, clock: Clock) -> None:
-        self._log = log
-        self._records = records
-        self._archive = archive
-        self._clock = clock
+    def __init__(self, store: Store, clock: Clock, sealing: Sealing | None = None) -> None:
+        """With `sealing`, vaults go along and their secrets are written in clear; else there is nothing of them."""
+        self._log, self._records, self._archive = store.log, store.records, store.archive
+        self._clock, self._sealing = clock, sealing
 
     async def lines(self, workspace_id: str | None) -> AsyncGenerator[bytes]:
         """Every object of the workspace as a line; of all workspaces, each under a line that names it."""
         for each in [workspace_id] if workspace_id else await self._archive.workspaces():
             yield _line({"type": "workspace", "id": each})
-            async for record in self._all_records(ENVIRONMENT_KIND, each):
+            async for record in all_records(self._records, ENVIRONMENT_KIND, each):
                 yield record.body + b"\n"
-            async for record in self._all_records(agents.KIND, each):
+            if self._sealing is not None:
+                async for item in unsealed(self._records, self._sealing, each):
+                    yield _line(item)
+            async for record in all_records(self._records, agents.KIND, each):
                 latest = msgspec.json.decode(record.body, type=Agent)
-                async for version in self._all_records(agents.VERSION_KIND, each, parent_id=record.id):
+                async for version in all_records(self._records, agents.VERSION_KIND, each, parent_id=record.id):
                     agent = msgspec.json.decode(version.body, type=Agent)
                     yield _line(msgspec.structs.replace(agent, archived_at=latest.archived_at))
             async for snapshot in self._all_sessions(each):
@@ -53,13 +56,6 @@ class Source:
         # A session that was running has not been since its last event: its server has stopped.
         at = self._clock.now() if state.running_since is None else state.last_at or state.running_since
         return _line(view(session, state, at))
-
-    async def _all_records(self, kind: str, workspace_id: str, parent_id: str | None = None) -> AsyncGenerator[Record]:
-        query = RecordsQuery(kind=kind, workspace_id=workspace_id, limit=PAGE, parent_id=parent_id)
-        while page := await self._records.page(query):
-            for record in page:
-                yield record
-            query = msgspec.structs.replace(query, beyond=(page[-1].created_at, page[-1].id))
 
     async def _all_sessions(self, workspace_id: str) -> AsyncGenerator[Snapshot]:
         query = SessionsQuery(workspace_id=workspace_id, limit=PAGE, order="asc", include_archived=True)

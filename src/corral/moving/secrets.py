@@ -1,0 +1,129 @@
+"""Vaults on the move: in a file their secrets stand in clear, here each is sealed with a key of its own vault.
+
+A vault gets a new key wherever it arrives, so nothing that was sealed elsewhere is of use here. What is here already
+and holds the same secrets keeps its seals: then an import may be repeated like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+
+import msgspec
+
+from corral.api import credentials as credential_records
+from corral.api import vaults as vault_records
+from corral.domain import credential as rules
+from corral.domain import vault as vault_rules
+from corral.domain.credential import (
+    CREDENTIAL_KIND,
+    CREDENTIALS_PER_VAULT_MAX,
+    Credential,
+    SecretHalf,
+    StoredCredential,
+)
+from corral.domain.query import Record, RecordsQuery
+from corral.domain.vault import VAULT_KIND, StoredVault, Vault
+from corral.errors import Invalid
+from corral.interfaces import Records, Sealing
+
+PAGE = 100
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A line: a credential as the API shows it, and its secret in clear."""
+
+    vault_id: str
+    credential: Credential
+    secret: SecretHalf | None = None
+    """None for an archived one."""
+
+
+async def all_records(
+    records: Records, kind: str, workspace_id: str | None, parent_id: str | None = None
+) -> AsyncGenerator[Record]:
+    """Every record of a kind, newest first."""
+    query = RecordsQuery(kind=kind, workspace_id=workspace_id, limit=PAGE, parent_id=parent_id)
+    while page := await records.page(query):
+        for record in page:
+            yield record
+        query = msgspec.structs.replace(query, beyond=(page[-1].created_at, page[-1].id))
+
+
+async def unsealed(records: Records, sealing: Sealing, workspace_id: str) -> AsyncGenerator[Vault | Held]:
+    """The vaults of a workspace, each with what it holds behind it. Raises `MachineUnfit` when one cannot be opened."""
+    async for record in all_records(records, VAULT_KIND, workspace_id):
+        vault = msgspec.json.decode(record.body, type=StoredVault)
+        yield vault.vault
+        async for held in all_records(records, CREDENTIAL_KIND, workspace_id, parent_id=record.id):
+            stored = msgspec.json.decode(held.body, type=StoredCredential)
+            yield Held(vault_id=record.id, credential=stored.credential, secret=_opened(sealing, vault.key, stored))
+
+
+class Resealing:
+    """How credentials of a file get into a store."""
+
+    def __init__(self, sealing: Sealing, here: Mapping[tuple[str, str], Record]) -> None:
+        self._sealing, self._here = sealing, here
+
+    @classmethod
+    async def into(cls, records: Records, sealing: Sealing) -> Resealing:
+        """Into the store that has these records. They are all read: an import cannot ask for one while it writes."""
+        here: dict[tuple[str, str], Record] = {}
+        for kind in (VAULT_KIND, CREDENTIAL_KIND):
+            async for record in all_records(records, kind, None):
+                here[kind, record.id] = record
+        return cls(sealing, here)
+
+    def vault(self, workspace_id: str, vault: Vault) -> Taking:
+        """Take up a vault. Raises `Invalid`, `MachineUnfit`."""
+        vault_rules.check(vault)
+        known = self._here.get((VAULT_KIND, vault.id))
+        if known is not None:
+            key = msgspec.json.decode(known.body, type=StoredVault).key
+        else:
+            key = b"" if vault.archived_at is not None else self._sealing.new_key(vault.id)
+        return Taking(self, workspace_id, StoredVault(vault=vault, key=key))
+
+    def sealed(self, vault: StoredVault, held: Held) -> bytes | None:
+        """The secret as it is to be stored."""
+        if held.secret is None:
+            return None
+        credential = held.credential
+        known = self._here.get((CREDENTIAL_KIND, credential.id))
+        if known is not None and known.parent_id == vault.vault.id:
+            stored = msgspec.json.decode(known.body, type=StoredCredential)
+            if _opened(self._sealing, vault.key, stored) == held.secret:
+                return stored.sealed
+        return self._sealing.seal(vault.vault.id, vault.key, msgspec.json.encode(held.secret), credential.id)
+
+
+class Taking:
+    """One vault of a file, while its credentials follow."""
+
+    def __init__(self, resealing: Resealing, workspace_id: str, vault: StoredVault) -> None:
+        self._resealing, self._workspace_id, self._vault = resealing, workspace_id, vault
+        self._active = 0
+        self.record = vault_records.record_of(workspace_id, vault, revision=1)
+
+    def credential(self, held: Held) -> Record:
+        """The record of a credential. Raises `Invalid`, `MachineUnfit`."""
+        vault = self._vault.vault
+        if not vault.id == held.vault_id == held.credential.vault_id:
+            raise Invalid(f"vault_id: credentials of {vault.id} stand here")
+        rules.check(held.credential, held.secret)
+        if held.secret is not None:
+            self._active += 1
+            if vault.archived_at is not None:
+                raise Invalid("credential.archived_at: the vault is archived, so its credentials are")
+            if self._active > CREDENTIALS_PER_VAULT_MAX:
+                raise Invalid(f"vault_id: {vault.id} may hold {CREDENTIALS_PER_VAULT_MAX} credentials")
+        sealed = self._resealing.sealed(self._vault, held)
+        stored = StoredCredential(credential=held.credential, sealed=sealed)
+        return credential_records.record_of(self._workspace_id, stored, revision=1)
+
+
+def _opened(sealing: Sealing, key: bytes, stored: StoredCredential) -> SecretHalf | None:
+    if stored.sealed is None:
+        return None
+    credential = stored.credential
+    return msgspec.json.decode(sealing.open(credential.vault_id, key, stored.sealed, credential.id), type=SecretHalf)
