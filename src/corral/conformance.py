@@ -17,7 +17,8 @@ import anyio
 from corral.domain.content import TextBlock
 from corral.domain.file import Mount
 from corral.errors import CorralError
-from corral.interfaces import Blobs, Sandbox, SandboxCall, Sandboxes, SandboxOperation
+from corral.interfaces.blobs import Blobs
+from corral.interfaces.sandbox import Sandbox, SandboxCall, Sandboxes, SandboxOperation
 
 CHECK_SECONDS_MAX = 120.0
 PROCESSES_MAX = 16

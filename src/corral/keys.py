@@ -18,7 +18,8 @@ import msgspec
 from corral.domain.api_key import DEFAULT_WORKSPACE, SECRET_CHARACTERS_MAX, ApiKey, new_secret, sha256
 from corral.domain.query import Record, RecordsQuery
 from corral.errors import Invalid, MachineUnfit, NotFound, Unauthenticated
-from corral.interfaces import Clock, Records
+from corral.interfaces.clock import Clock
+from corral.interfaces.records import Records
 
 KIND = "api_key"
 REMEMBERED_SECONDS = 5.0

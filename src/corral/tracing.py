@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from corral.config_sections import OtelSettings
 from corral.errors import MachineUnfit
-from corral.interfaces import Attributes, Tracer
+from corral.interfaces.trace import Attributes, Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -28,7 +28,7 @@ SERVICE = "corral"
 
 
 class _Span:
-    """A span of OpenTelemetry in the shape of `interfaces.Span`."""
+    """A span of OpenTelemetry in the shape of `interfaces.trace.Span`."""
 
     def __init__(self, span: OtelSpan) -> None:
         self._span = span
@@ -44,7 +44,7 @@ class _Span:
 
 
 class OtelTracer:
-    """Implements `interfaces.Tracer`."""
+    """Implements `interfaces.trace.Tracer`."""
 
     def __init__(self, provider: TracerProvider, *, content: bool) -> None:
         self._tracer = provider.get_tracer("corral")

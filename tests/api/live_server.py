@@ -32,7 +32,8 @@ from corral.domain.lifecycle import Change
 from corral.domain.session import Session, SessionState
 from corral.engines.bus import LocalBus
 from corral.errors import Unauthenticated
-from corral.interfaces import Committed, Decision, Worker
+from corral.interfaces.engine import Worker
+from corral.interfaces.event_log import Committed, Decision
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
 from corral.storage.ephemeral import EphemeralStore

@@ -18,7 +18,7 @@ from corral.domain import event as ev
 from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append
-from corral.interfaces import Frame
+from corral.interfaces.bus import Frame
 from tests.api.live_server import WAIT_SECONDS, Serve, Server, World, headers, message
 from tests.api.sdk_types import assert_is
 

@@ -14,7 +14,7 @@ import anyio
 
 from corral.config_sections import SandboxSettings
 from corral.engines.bus import LocalBus
-from corral.interfaces import SandboxCall, Upkeep
+from corral.interfaces.sandbox import SandboxCall, Upkeep
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
 from corral.storage.ephemeral import EphemeralStore

@@ -10,7 +10,7 @@ import anyio
 
 from corral.config_sections import SandboxSettings
 from corral.domain.ids import new_id
-from corral.interfaces import Sandbox, SandboxCall
+from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.local import LocalSandboxes

@@ -25,7 +25,7 @@ from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append, Change
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Decision
+from corral.interfaces.event_log import Decision
 from corral.serving import bind, serving
 from tests.benchmarks.server_process import Address, Connection, message
 from tests.benchmarks.temporary import overrides

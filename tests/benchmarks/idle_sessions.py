@@ -18,7 +18,7 @@ from corral.domain.file import REFERENCE_KIND
 from corral.domain.ids import new_id
 from corral.domain.query import Record, RecordsQuery
 from corral.engines.bus import LocalBus
-from corral.interfaces import nothing
+from corral.interfaces.event_log import nothing
 from corral.sandboxes.checkpoints import KIND, Checkpoint, Reference
 from corral.storage.sqlite import open_store
 from tests.benchmarks.checkpoint import SystemClock

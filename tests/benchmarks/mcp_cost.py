@@ -36,7 +36,7 @@ from corral.domain.ids import new_id
 from corral.domain.query import Record
 from corral.domain.session import Session
 from corral.domain.vault import StoredVault, VaultCreate
-from corral.interfaces import Records
+from corral.interfaces.records import Records
 from corral.mcp.servers import SessionServers
 from corral.vaults.credentials import VaultCredentials
 from corral.vaults.master_key import new_master_key

@@ -21,7 +21,7 @@ import asyncpg
 from corral.domain.ids import new_id
 from corral.domain.query import EventsQuery
 from corral.domain.session import SessionState
-from corral.interfaces import EventLog
+from corral.interfaces.event_log import EventLog
 from corral.storage import postgres, sqlite
 from corral.storage.frames import encode
 from corral.storage.sqlite_file import open_shared

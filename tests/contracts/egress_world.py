@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from corral.config_sections import EgressSettings, SandboxSettings
 from corral.domain.content import TextBlock
 from corral.domain.environment import Limited, Recipe
-from corral.interfaces import Sandbox, SandboxCall
+from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.egress.outlet import Egress

@@ -8,7 +8,7 @@ import sys
 from corral.config_sections import TemporalSettings
 from corral.engines.temporal import Around, TemporalEngine
 from corral.engines.temporal_server import connect
-from corral.interfaces import Signal
+from corral.interfaces.engine import Signal
 
 
 class Stuck:

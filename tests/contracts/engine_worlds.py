@@ -18,7 +18,7 @@ from corral.config_sections import TemporalSettings
 from corral.engines.local import LocalEngine
 from corral.engines.temporal import Around, TemporalEngine
 from corral.engines.temporal_server import connect
-from corral.interfaces import Engine, Signal
+from corral.interfaces.engine import Engine, Signal
 from tests import temporal_server
 
 WAIT_SECONDS_MAX = 60

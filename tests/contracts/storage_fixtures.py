@@ -24,7 +24,10 @@ from corral.domain.ids import new_id
 from corral.domain.lifecycle import Append, Change
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Archive, Decide, Decision, EventLog, Frame, Records, Subscription
+from corral.interfaces.bus import Frame, Subscription
+from corral.interfaces.event_log import Decide, Decision, EventLog
+from corral.interfaces.records import Records
+from corral.interfaces.store import Archive
 from corral.storage import postgres
 from corral.storage.ephemeral import EphemeralStore
 from corral.storage.sqlite import open_store

@@ -15,7 +15,7 @@ from corral.domain.query import EventsQuery, Record, RecordsQuery
 from corral.domain.restored import RestoredEvent
 from corral.domain.session import QueuedEvent, SessionState
 from corral.errors import Conflict, Invalid, NotFound
-from corral.interfaces import Restored
+from corral.interfaces.store import Restored
 from tests.contracts.storage_fixtures import (
     BACKENDS,
     SECOND,

@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from corral.domain.content import TextBlock, ToolUseBlock
 from corral.domain.inference import ModelChunk, ModelResponse
 from corral.errors import ProviderOverloaded, ProviderUnreachable
-from corral.interfaces import Provider
+from corral.interfaces.provider import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_clouds import Cloud
 from corral.providers.openai import OpenAIProvider

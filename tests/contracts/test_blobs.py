@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from corral.errors import MachineUnfit, NotFound, Unavailable
-from corral.interfaces import Blobs
+from corral.interfaces.blobs import Blobs
 from corral.storage.blob_drafts import CHUNK_BYTES
 from corral.storage.blobs import DiskBlobs
 from corral.storage.s3_blobs import open_s3_blobs

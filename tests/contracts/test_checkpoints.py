@@ -21,7 +21,8 @@ from corral.domain.file import REFERENCE_KIND, Mount
 from corral.domain.query import RecordsQuery
 from corral.engines.bus import LocalBus
 from corral.errors import CorralError, SandboxError, Unavailable
-from corral.interfaces import Records, SandboxCall, Upkeep
+from corral.interfaces.records import Records
+from corral.interfaces.sandbox import SandboxCall, Upkeep
 from corral.sandboxes.checkpoints import KIND
 from corral.sandboxes.directory import start_ticks
 from corral.sandboxes.lifecycle import EXPIRED, FILES_LOST, RESTARTED, RESTORED

@@ -11,7 +11,7 @@ from corral.config_sections import SandboxSettings
 from corral.conformance import PROMISES, WALLS, sandbox_outcomes
 from corral.domain.environment import SEALED, Recipe
 from corral.domain.placeholder import Substitution
-from corral.interfaces import Sandbox
+from corral.interfaces.sandbox import Sandbox
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
 from tests.contracts.conftest import Machine

@@ -18,7 +18,7 @@ from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.domain.environment import Limited, Packages, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.interfaces import Sandbox, SandboxCall
+from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.docker import SERVER_LABEL, SESSION_LABEL, DockerSandboxes
 from corral.sandboxes.docker_engine import EngineApi

@@ -26,7 +26,8 @@ from corral.domain.lifecycle import Append, Change, IllegalTransition, Process
 from corral.domain.query import EventsQuery, LoggedEvent
 from corral.domain.session import Session, SessionState
 from corral.errors import Invalid, NotFound, StaleEpoch
-from corral.interfaces import Committed, Decide, Decision, Frame, Snapshot
+from corral.interfaces.bus import Frame
+from corral.interfaces.event_log import Committed, Decide, Decision, Snapshot
 from tests.contracts.storage_fixtures import Backend, staged
 from tests.unit import builders as make
 

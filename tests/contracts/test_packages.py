@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 from corral.config_sections import EgressSettings, PackagesSettings, SandboxSettings
 from corral.domain.environment import Limited, Packages, Recipe
 from corral.errors import MachineUnfit, PackagesFailed
-from corral.interfaces import Sandboxes
+from corral.interfaces.sandbox import Sandboxes
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory, remove_tree
 from corral.sandboxes.egress.outlet import Egress

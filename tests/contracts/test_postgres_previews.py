@@ -10,7 +10,7 @@ import pytest
 
 from corral.domain.session import SessionState
 from corral.engines.bus import LocalBus
-from corral.interfaces import Bus, Frame, Subscription
+from corral.interfaces.bus import Bus, Frame, Subscription
 from corral.storage.postgres import open_store
 from tests import postgres_server
 from tests.contracts.storage_fixtures import Clock, asked, deciding, session

@@ -43,7 +43,7 @@ from corral.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from corral.interfaces import Provider
+from corral.interfaces.provider import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.local_file import cached_file
 from corral.providers.local_gguf import chat_template

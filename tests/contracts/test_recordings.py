@@ -24,7 +24,7 @@ import yaml
 from corral.config import load
 from corral.domain.content import TextBlock, ThinkingBlock, ToolUseBlock
 from corral.domain.inference import ModelResponse
-from corral.interfaces import Provider
+from corral.interfaces.provider import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.openai import OpenAIProvider
 from tests.unit.openai_server import KEY, REQUEST, Counterpart

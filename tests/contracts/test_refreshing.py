@@ -20,7 +20,8 @@ from corral.domain.credential_params import CredentialCreate, McpOAuthParams, No
 from corral.domain.query import Record
 from corral.domain.vault import VAULT_KIND, StoredVault, VaultCreate
 from corral.engines.bus import LocalBus
-from corral.interfaces import Bearer, Records
+from corral.interfaces.records import Records
+from corral.interfaces.vault import Bearer
 from corral.storage.ephemeral import EphemeralStore
 from corral.vaults.credentials import VaultCredentials
 from corral.vaults.master_key import new_master_key

@@ -11,7 +11,7 @@ import pytest
 from corral.domain.content import TextBlock
 from corral.domain.file import Mount
 from corral.errors import NotFound
-from corral.interfaces import Sandbox, SandboxCall
+from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes.local import LocalSandboxes
 from corral.storage.blobs import DiskBlobs
 from tests.contracts.conftest import Machine

@@ -17,7 +17,7 @@ import pytest
 
 from corral.domain.file import Mount
 from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.interfaces import Sandbox, SandboxCall, SandboxReply
+from corral.interfaces.sandbox import Sandbox, SandboxCall, SandboxReply
 from corral.sandboxes import cgroups
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.disk import Account, Space

@@ -27,7 +27,7 @@ import pytest
 from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, TextBlock
 from corral.domain.environment import SEALED
 from corral.errors import SandboxLost, SandboxUnavailable
-from corral.interfaces import Sandbox, SandboxCall, SandboxOperation, SandboxReply
+from corral.interfaces.sandbox import Sandbox, SandboxCall, SandboxOperation, SandboxReply
 from corral.sandboxes.connection import Connection, greet, listen, short_socket_path
 from corral.sandboxes.lifecycle import RESTARTED
 from corral.sandboxes.local import LocalSandboxes
@@ -419,7 +419,7 @@ async def test_the_next_server_finds_the_sandbox_and_collects_the_running_call(
 SERVER_TO_KILL = """
 import sys, anyio
 from pathlib import Path
-from corral.interfaces import SandboxCall
+from corral.interfaces.sandbox import SandboxCall
 from tests.contracts.conftest import Machine
 async def main():
     sandbox = await Machine(sys.argv[1], Path(sys.argv[2])).server().open("sesn_1")

@@ -21,7 +21,7 @@ from corral.domain.query import EventsQuery, LoggedEvent, RecordsQuery, Sessions
 from corral.domain.session import Session, SessionState
 from corral.domain.usage import RequestTokens
 from corral.errors import Conflict, Invalid, NotFound, StaleEpoch
-from corral.interfaces import Decide, Decision, EventLog, Snapshot
+from corral.interfaces.event_log import Decide, Decision, EventLog, Snapshot
 from tests.contracts.storage_fixtures import (
     BACKENDS,
     SECOND,

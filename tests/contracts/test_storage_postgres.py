@@ -19,7 +19,8 @@ from corral.domain.query import EventsQuery, RecordsQuery, SessionsQuery
 from corral.domain.session import Session, SessionState
 from corral.engines.bus import LocalBus
 from corral.errors import Conflict, Invalid, MachineUnfit, NotFound, StaleEpoch, Unavailable
-from corral.interfaces import Decision, Subscription
+from corral.interfaces.bus import Subscription
+from corral.interfaces.event_log import Decision
 from corral.storage.postgres import PostgresStore, migrate, open_store
 from tests import postgres_server
 from tests.contracts.storage_fixtures import Bus, Clock, asked, deciding, fresh, record, said, session

@@ -26,7 +26,7 @@ from corral.domain.lifecycle import Process
 from corral.domain.query import EventsQuery, RecordsQuery
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, MachineUnfit, NotFound, StaleEpoch, Unavailable
-from corral.interfaces import Decision, EventLog
+from corral.interfaces.event_log import Decision, EventLog
 from corral.storage.named_sql import read_migrations, read_queries
 from corral.storage.sqlite import open_store
 from corral.storage.sqlite_reads import Readers

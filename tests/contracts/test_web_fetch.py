@@ -17,7 +17,7 @@ from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, TextB
 from corral.domain.toolset import AlwaysAllow, ToolConfig
 from corral.domain.url import Url
 from corral.domain.web import Source, ToolReference, UrlsNone, UrlsOnly, UrlSources
-from corral.interfaces import SandboxReply
+from corral.interfaces.sandbox import SandboxReply
 from corral.tools.web_fetch import WebFetch
 from tests.contracts.web_site import PDF, PIXEL, Site, site, tls_site
 

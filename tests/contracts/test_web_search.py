@@ -15,7 +15,7 @@ from corral.domain.toolset import AlwaysAllow, ToolConfig, UserLocation
 from corral.domain.url import Url
 from corral.domain.web import Source
 from corral.errors import MachineUnfit
-from corral.interfaces import SandboxReply
+from corral.interfaces.sandbox import SandboxReply
 from corral.tools import SearchKeys, open_web_tools
 from corral.tools.web_search import NO_ENGINE
 from tests.contracts.search_engines import Asked, Engines, engines

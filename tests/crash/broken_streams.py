@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from corral.interfaces import Provider
+from corral.interfaces.provider import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.openai import OpenAIProvider
 from tests.contracts.raw_server import Play, http

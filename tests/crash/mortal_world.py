@@ -27,7 +27,9 @@ from corral.engines.local import LocalEngine
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import Claim, Clock, Committed, Decide, Decision, EventLog, Snapshot, Store, nothing
+from corral.interfaces.clock import Clock
+from corral.interfaces.event_log import Claim, Committed, Decide, Decision, EventLog, Snapshot, nothing
+from corral.interfaces.store import Store
 from corral.mcp.servers import SessionServers
 from corral.providers.scripted import ScriptedProvider
 from corral.sandboxes.process import ProcessSandboxes

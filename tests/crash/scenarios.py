@@ -25,7 +25,7 @@ from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import AgentToolset, AlwaysAllow, AlwaysAsk, DefaultConfig, McpToolset, ToolEntry
 from corral.domain.usage import BudgetLimit, MonetaryAmount
-from corral.interfaces import Decision
+from corral.interfaces.event_log import Decision
 from tests.crash.mortal_world import Act, Sends
 from tests.unit import builders as make
 

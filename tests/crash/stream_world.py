@@ -22,7 +22,9 @@ from corral.engines.signals import LocalSignal
 from corral.harness.attachments import Attachments
 from corral.harness.parts import Parts
 from corral.harness.worker import Harness
-from corral.interfaces import Decision, Provider, Store
+from corral.interfaces.event_log import Decision
+from corral.interfaces.provider import Provider
+from corral.interfaces.store import Store
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
 from corral.storage.sqlite import open_store

@@ -19,7 +19,7 @@ from corral.domain.query import EventsQuery
 from corral.domain.session import Session, SessionState
 from corral.engines.bus import LocalBus
 from corral.errors import Unavailable
-from corral.interfaces import Decide, Decision
+from corral.interfaces.event_log import Decide, Decision
 from corral.storage.postgres import PostgresStore, open_store
 from tests import postgres_server
 from tests.contracts.storage_fixtures import deciding, fresh, said, session, words_of

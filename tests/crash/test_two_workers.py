@@ -20,7 +20,8 @@ from corral.domain.query import EventsQuery
 from corral.engines.bus import LocalBus
 from corral.engines.local import LocalSignal
 from corral.errors import StaleEpoch
-from corral.interfaces import Claim, Decide, Decision, Store, nothing
+from corral.interfaces.event_log import Claim, Decide, Decision, nothing
+from corral.interfaces.store import Store
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage import postgres, sqlite
 from corral.storage.ephemeral import EphemeralStore

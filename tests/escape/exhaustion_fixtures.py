@@ -16,7 +16,7 @@ import pytest
 from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.errors import MachineUnfit
-from corral.interfaces import Sandbox, SandboxCall, SandboxOperation, SandboxReply
+from corral.interfaces.sandbox import Sandbox, SandboxCall, SandboxOperation, SandboxReply
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory, remove_tree
 from corral.sandboxes.docker import DockerSandboxes

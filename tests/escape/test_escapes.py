@@ -21,7 +21,7 @@ import pytest
 
 from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
-from corral.interfaces import Sandbox, SandboxCall
+from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes import seccomp
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import remove_tree

@@ -19,7 +19,7 @@ import pytest
 
 from corral.domain.file import Mount
 from corral.errors import NotFound, SandboxLost
-from corral.interfaces import SandboxCall, SandboxOperation
+from corral.interfaces.sandbox import SandboxCall, SandboxOperation
 from corral.sandboxes.disk import Account, Space
 from corral.storage.blobs import DiskBlobs
 from tests.escape.conftest import Attack

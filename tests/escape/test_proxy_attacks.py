@@ -17,7 +17,7 @@ import pytest
 from corral.config import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.domain.environment import Limited, Recipe
-from corral.interfaces import SandboxCall
+from corral.interfaces.sandbox import SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.egress.outlet import Egress

@@ -16,7 +16,8 @@ from corral.domain.ids import new_id
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.domain.toolset import AgentToolset, AlwaysAllow, CustomTool, DefaultConfig
-from corral.interfaces import Clock, Records
+from corral.interfaces.clock import Clock
+from corral.interfaces.records import Records
 from corral.mcp.servers import SessionServers
 from corral.vaults.credentials import VaultCredentials
 from corral.vaults.master_key import new_master_key

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from corral.engines.bus import LocalBus, LocalSubscription
-from corral.interfaces import Frame
+from corral.interfaces.bus import Frame
 
 TAKE_SECONDS_MAX = 5
 

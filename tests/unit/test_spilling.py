@@ -14,7 +14,7 @@ from corral.config_sections import HarnessSettings, SandboxSettings
 from corral.domain.content import Base64Source, ImageBlock, ResultBlock, TextBlock
 from corral.errors import SandboxUnavailable
 from corral.harness.spilling import fitting
-from corral.interfaces import Sandbox
+from corral.interfaces.sandbox import Sandbox
 from corral.sandboxes.process import ProcessSandboxes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.requirement("F024")]

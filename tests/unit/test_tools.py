@@ -8,7 +8,7 @@ import pytest
 from corral.config_sections import WebSettings
 from corral.domain.content import JsonObject
 from corral.errors import Invalid
-from corral.interfaces import SandboxCall
+from corral.interfaces.sandbox import SandboxCall
 from corral.tools import TOOLS, SearchKeys, open_web_tools
 
 TOKENS_MAX = 750

@@ -12,7 +12,7 @@ from corral.config_sections import SandboxSettings
 from corral.domain import intake
 from corral.engines.bus import LocalBus
 from corral.engines.signals import LocalSignal
-from corral.interfaces import Decision
+from corral.interfaces.event_log import Decision
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.ephemeral import EphemeralStore
 from tests.crash.mortal_world import SystemClock, World

@@ -16,7 +16,14 @@ from prometheus_client import CollectorRegistry
 from corral.config_sections import ServerSettings
 from corral.domain.api_key import ApiKey
 from corral.domain.model import Catalogue
-from corral.interfaces import Blobs, Bus, Clock, Credentials, Engine, EventLog, Records, Sandboxes, Sealing
+from corral.interfaces.blobs import Blobs
+from corral.interfaces.bus import Bus
+from corral.interfaces.clock import Clock
+from corral.interfaces.engine import Engine
+from corral.interfaces.event_log import EventLog
+from corral.interfaces.records import Records
+from corral.interfaces.sandbox import Sandboxes
+from corral.interfaces.vault import Credentials, Sealing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from corral.domain import event as ev
 from corral.domain import intake
 from corral.domain.query import EventsQuery, LoggedEvent
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Committed, Decision
+from corral.interfaces.event_log import Committed, Decision
 
 KIND = "events"
 

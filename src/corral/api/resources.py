@@ -31,7 +31,7 @@ from corral.domain.resource import (
 )
 from corral.domain.session import Session, SessionState
 from corral.errors import CorralError, Invalid, NotFound
-from corral.interfaces import Decision
+from corral.interfaces.event_log import Decision
 
 KIND = "resources"
 

@@ -25,7 +25,7 @@ from corral.domain.session import TITLE_CHARACTERS_MAX, Session, SessionState
 from corral.domain.toolset import ToolParams
 from corral.domain.usage import BudgetLimit, list_cost_microdollars
 from corral.errors import Invalid
-from corral.interfaces import Decision
+from corral.interfaces.event_log import Decision
 
 AMOUNT_DIGITS_MAX = 15
 MICRODOLLARS_OF_CENT = 10_000

@@ -30,7 +30,7 @@ from corral.domain.resource import ResourceParams
 from corral.domain.session import INITIAL_EVENTS_MAX, Session, SessionState, SessionView, Status, view
 from corral.domain.usage import BudgetLimit
 from corral.errors import CorralError, Invalid, NotFound
-from corral.interfaces import Decision, Snapshot
+from corral.interfaces.event_log import Decision, Snapshot
 
 KIND = "sessions"
 ENVIRONMENT_ID_CHARACTERS_MAX = 128

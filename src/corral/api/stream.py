@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from corral.api import errors
 from corral.api.call import Call
 from corral.errors import CorralError, Invalid, Unavailable
-from corral.interfaces import Frame, Subscription
+from corral.interfaces.bus import Frame, Subscription
 
 DELTAS_MAX = 100
 SEND_BYTES = 32 * 1024

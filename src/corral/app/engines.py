@@ -12,7 +12,7 @@ from corral.app.extras import needing
 from corral.app.storage import OpenStore
 from corral.config import Settings
 from corral.engines.local import LocalEngine
-from corral.interfaces import Engine
+from corral.interfaces.engine import Engine
 from corral.sandboxes.hosts import Hosts
 
 MakeEngine: TypeAlias = Callable[[OpenStore, Hosts], Engine]

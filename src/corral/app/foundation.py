@@ -17,7 +17,11 @@ from corral.app.vaults import key_wrapper
 from corral.config import Settings
 from corral.engines.bus import LocalBus
 from corral.errors import NotFound
-from corral.interfaces import Blobs, Clock, EventLog, Sandboxes, Store, Upkeep
+from corral.interfaces.blobs import Blobs
+from corral.interfaces.clock import Clock
+from corral.interfaces.event_log import EventLog
+from corral.interfaces.sandbox import Sandboxes, Upkeep
+from corral.interfaces.store import Store
 from corral.sandboxes.hosts import Hosts, host_name
 from corral.vaults.credentials import VaultCredentials
 from corral.vaults.sealing import VaultSealing

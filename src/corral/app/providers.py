@@ -8,7 +8,7 @@ from corral.catalogue import load_catalogue
 from corral.config import Settings
 from corral.config_sections import ModelRoute
 from corral.domain.model import Catalogue
-from corral.interfaces import Provider
+from corral.interfaces.provider import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_clouds import Cloud
 from corral.providers.openai import OpenAIProvider

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from corral.config import Settings
 from corral.errors import MachineUnfit
-from corral.interfaces import Sandboxes
+from corral.interfaces.sandbox import Sandboxes
 from corral.sandboxes.bases import Bases
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes, root_directory
 from corral.sandboxes.docker import DockerSandboxes

@@ -23,7 +23,10 @@ from corral.catalogue import load_catalogue
 from corral.config import Settings, require_roles
 from corral.domain.model import Catalogue
 from corral.engines.bus import LocalBus
-from corral.interfaces import Engine, EventLog, Provider, Sandboxes
+from corral.interfaces.engine import Engine
+from corral.interfaces.event_log import EventLog
+from corral.interfaces.provider import Provider
+from corral.interfaces.sandbox import Sandboxes
 from corral.keys import KeyRing
 
 

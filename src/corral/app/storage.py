@@ -17,7 +17,11 @@ from corral.app.extras import needing
 from corral.config import Settings
 from corral.engines.bus import LocalBus
 from corral.errors import MachineUnfit
-from corral.interfaces import Blobs, Bus, Clock, Records, Store
+from corral.interfaces.blobs import Blobs
+from corral.interfaces.bus import Bus
+from corral.interfaces.clock import Clock
+from corral.interfaces.records import Records
+from corral.interfaces.store import Store
 from corral.storage import sqlite
 from corral.storage.blobs import DiskBlobs
 from corral.storage.named_sql import Migrated

@@ -19,7 +19,12 @@ from corral.harness.entrusting import Entrusting
 from corral.harness.parts import Parts
 from corral.harness.watching import Watch, WatchedProvider
 from corral.harness.worker import Harness
-from corral.interfaces import Credentials, Engine, EventLog, McpServers, Provider, WebTool
+from corral.interfaces.engine import Engine
+from corral.interfaces.event_log import EventLog
+from corral.interfaces.mcp import McpServers
+from corral.interfaces.provider import Provider
+from corral.interfaces.tool import WebTool
+from corral.interfaces.vault import Credentials
 from corral.mcp.servers import SessionServers
 from corral.tools import TOOLS, WEB_TOOLS, SearchKeys, open_web_tools
 from corral.tracing import open_tracer

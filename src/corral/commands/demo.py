@@ -25,7 +25,7 @@ from corral.domain.api_key import DEFAULT_WORKSPACE
 from corral.domain.content import TextBlock
 from corral.domain.query import SessionsQuery
 from corral.errors import MachineUnfit
-from corral.interfaces import SandboxCall
+from corral.interfaces.sandbox import SandboxCall
 from corral.serving import bind, serving
 
 FILE = "fibonacci.txt"

@@ -28,7 +28,7 @@ from corral.config import Settings, without_password
 from corral.conformance import sandbox_outcomes
 from corral.domain.ids import new_id
 from corral.errors import MachineUnfit
-from corral.interfaces import Fact
+from corral.interfaces.sandbox import Fact
 
 FREE_BYTES_MIN = 1 << 30
 

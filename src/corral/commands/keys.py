@@ -17,7 +17,7 @@ from corral.config import Settings
 from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, StoredVault
 from corral.errors import Conflict, MachineUnfit
-from corral.interfaces import Records
+from corral.interfaces.records import Records
 from corral.keys import KeyRing
 from corral.vaults import master_key
 from corral.vaults.sealing import LocalKeyWrapper, rewrapped

@@ -20,7 +20,7 @@ from corral.config import Settings
 from corral.domain.credential import CREDENTIAL_KIND
 from corral.domain.vault import VAULT_KIND
 from corral.errors import Invalid, MachineUnfit, NotFound
-from corral.interfaces import Records
+from corral.interfaces.records import Records
 from corral.moving.incoming import Destination, Import
 from corral.moving.outgoing import Source
 from corral.moving.secrets import Resealing

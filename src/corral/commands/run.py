@@ -16,7 +16,7 @@ from corral.app.server import Corral, open_corral
 from corral.config import Settings
 from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
-from corral.interfaces import SandboxCall
+from corral.interfaces.sandbox import SandboxCall
 from corral.serving import bind, serving
 
 SYSTEM = "You are a helpful assistant with a Linux sandbox. Do the task with your tools, then say briefly what you did."

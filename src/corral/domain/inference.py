@@ -1,6 +1,6 @@
 """What is asked of a model and what it answers: the shapes that the harness and every provider share.
 
-Data only. Who asks is `harness/`, who answers is `providers/`; the seam between them is `interfaces.Provider`.
+Data only. Who asks is `harness/`, who answers is `providers/`; the seam between them is `interfaces.provider.Provider`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a store is asked for and what it hands back: records, events read back, and pages of each.
 
-Data only; the seams that take it are `interfaces.EventLog` and `interfaces.Records`.
+Data only; the seams that take it are `interfaces.event_log.EventLog` and `interfaces.records.Records`.
 """
 
 from __future__ import annotations

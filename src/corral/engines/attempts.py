@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from corral.errors import CorralError, NotFound, StaleEpoch, Unavailable
-from corral.interfaces import Signal, Worker
+from corral.interfaces.engine import Signal, Worker
 
 log = structlog.get_logger(__name__)
 

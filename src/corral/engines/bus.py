@@ -14,7 +14,7 @@ import anyio
 from prometheus_client import CollectorRegistry, Counter
 
 from corral.errors import Unavailable
-from corral.interfaces import Frame
+from corral.interfaces.bus import Frame
 
 PREVIEW_START = "event_start"
 PREVIEWS_END = "span.model_request_end"

@@ -1,8 +1,8 @@
 """The engine of one process: a task for each session that has work, and none for the others.
 
-It decides who runs what and when, and nothing else: what a run does is the harness's (`interfaces.Worker`), and that
-two runs never write one log is the log's (epochs). On `start` it resumes what the last process left unfinished. The
-engine for many machines is `temporal.py`; both keep the contract in `interfaces.Engine`.
+It decides who runs what and when, and nothing else: what a run does is the harness's (`interfaces.engine.Worker`), and
+that two runs never write one log is the log's (epochs). On `start` it resumes what the last process left unfinished.
+The engine for many machines is `temporal.py`; both keep the contract in `interfaces.engine.Engine`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from corral.engines.attempts import attempt
 from corral.engines.signals import LocalSignal
 from corral.errors import Unavailable
-from corral.interfaces import Worker
+from corral.interfaces.engine import Worker
 
 log = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""The edge that tells a running `advance` of an interrupt: an `asyncio.Event` in the shape of `interfaces.Signal`."""
+"""What tells a running `advance` of an interrupt: an `asyncio.Event` in the shape of `interfaces.engine.Signal`."""
 
 from __future__ import annotations
 

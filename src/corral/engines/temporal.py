@@ -30,7 +30,7 @@ from corral.engines.signals import LocalSignal
 from corral.engines.temporal_server import connect
 from corral.engines.temporal_session import ACTIVITY, WORKFLOW, SessionWorkflow, queue_of
 from corral.errors import MachineUnfit, Unavailable
-from corral.interfaces import Worker
+from corral.interfaces.engine import Worker
 
 log = structlog.get_logger(__name__)
 

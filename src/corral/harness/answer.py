@@ -24,7 +24,7 @@ from corral.domain.session import Session, SessionState
 from corral.domain.usage import RequestTokens, prompt_tokens, token_cost_microdollars
 from corral.harness.draft import Draft
 from corral.harness.permissions import Verdict
-from corral.interfaces import McpTool
+from corral.interfaces.mcp import McpTool
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -37,7 +37,7 @@ from corral.harness.judge import judge
 from corral.harness.parts import Parts
 from corral.harness.permissions import Verdict, evaluate
 from corral.harness.prompt import sandbox_tools, system_text, tool_specs, web_tools
-from corral.interfaces import McpTool
+from corral.interfaces.mcp import McpTool
 
 log = structlog.get_logger(__name__)
 

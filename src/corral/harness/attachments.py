@@ -28,7 +28,9 @@ from corral.domain.content import (
 from corral.domain.file import DOCUMENT_BYTES_MAX, FILE_KIND, PDF_MIME_TYPE, File
 from corral.domain.inference import PromptMessage
 from corral.errors import NotFound
-from corral.interfaces import Blobs, Clock, Records
+from corral.interfaces.blobs import Blobs
+from corral.interfaces.clock import Clock
+from corral.interfaces.records import Records
 
 Attached: TypeAlias = ImageBlock | DocumentBlock
 Source: TypeAlias = Base64Source | PlainTextSource

@@ -30,7 +30,8 @@ from corral.harness.entrusting import unreachable
 from corral.harness.parts import Parts
 from corral.harness.recipe import recipe
 from corral.harness.spilling import fitting
-from corral.interfaces import McpFailure, McpTool, Sandbox, SandboxReply
+from corral.interfaces.mcp import McpFailure, McpTool
+from corral.interfaces.sandbox import Sandbox, SandboxReply
 
 log = structlog.get_logger(__name__)
 

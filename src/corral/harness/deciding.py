@@ -10,7 +10,7 @@ from corral.domain import turn
 from corral.domain.lifecycle import Change
 from corral.domain.session import Session, SessionState
 from corral.harness.parts import Parts
-from corral.interfaces import Decide, Decision
+from corral.interfaces.event_log import Decide, Decision
 
 Happened: TypeAlias = Callable[[Session, SessionState, datetime], Sequence[Change]]
 """What has happened, as changes to the session as it is now."""

@@ -13,7 +13,7 @@ from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
 from corral.domain.inference import BlockStarted, TextDelta
 from corral.domain.preview import ContentDelta, DeltaType, EventDelta, EventStart, Preview, PreviewedEvent
-from corral.interfaces import Bus, Frame
+from corral.interfaces.bus import Bus, Frame
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -15,7 +15,8 @@ from corral.domain.environment import Recipe
 from corral.domain.placeholder import Substitution, substitution
 from corral.domain.session import Session
 from corral.errors import MachineUnfit, SandboxError, SandboxUnavailable, Unavailable
-from corral.interfaces import Credentials, Sandboxes
+from corral.interfaces.sandbox import Sandboxes
+from corral.interfaces.vault import Credentials
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from corral.domain import event as ev
 from corral.domain import turn
 from corral.domain.session import Session, SessionState
 from corral.errors import CorralError, ProviderError
-from corral.interfaces import Decision
+from corral.interfaces.event_log import Decision
 
 BUG = "Something in the server broke. The server's log says what; send a message to go on."
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import anyio
 
-from corral.interfaces import Signal
+from corral.interfaces.engine import Signal
 
 T = TypeVar("T")
 

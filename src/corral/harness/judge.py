@@ -19,7 +19,7 @@ from corral.domain.agent import SessionAgent
 from corral.domain.content import TextBlock, ToolUseBlock
 from corral.domain.inference import ModelRequest, ModelResponse, PromptMessage, UsedBy
 from corral.errors import ProviderError
-from corral.interfaces import Provider
+from corral.interfaces.provider import Provider
 
 JUDGE_SYSTEM = (
     "You judge one tool call of an AI agent before it runs. Answer with one word: ALLOW if it serves what the user "

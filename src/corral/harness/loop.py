@@ -30,7 +30,8 @@ from corral.harness.failure import backoff_seconds, error_object
 from corral.harness.interruption import unless
 from corral.harness.parts import Parts
 from corral.harness.prompt import sandbox_tools
-from corral.interfaces import Claim, Decide, Signal, Step
+from corral.interfaces.engine import Signal
+from corral.interfaces.event_log import Claim, Decide, Step
 
 T = TypeVar("T")
 PAGE_EVENTS = 1_000

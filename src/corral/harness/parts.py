@@ -10,7 +10,15 @@ from corral.domain.model import ListPrice
 from corral.harness.attachments import Attachments
 from corral.harness.entrusting import NOTHING, Entrusting
 from corral.harness.watching import UNWATCHED, Watch
-from corral.interfaces import Blobs, Bus, Clock, EventLog, McpServers, Provider, Records, Sandboxes, Tool, WebTool
+from corral.interfaces.blobs import Blobs
+from corral.interfaces.bus import Bus
+from corral.interfaces.clock import Clock
+from corral.interfaces.event_log import EventLog
+from corral.interfaces.mcp import McpServers
+from corral.interfaces.provider import Provider
+from corral.interfaces.records import Records
+from corral.interfaces.sandbox import Sandboxes
+from corral.interfaces.tool import Tool, WebTool
 
 
 class Parts(NamedTuple):

@@ -17,7 +17,7 @@ from corral.domain import event as ev
 from corral.domain.agent import SessionAgent
 from corral.domain.content import ToolUseBlock
 from corral.domain.toolset import AlwaysAllow, AlwaysAsk, Auto, resolve, resolve_mcp
-from corral.interfaces import McpTool
+from corral.interfaces.mcp import McpTool
 
 Judge: TypeAlias = Callable[[ToolUseBlock], Awaitable[ev.AutoAllow | ev.AutoAsk | ev.AutoDeny]]
 

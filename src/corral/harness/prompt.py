@@ -12,7 +12,8 @@ from corral.domain.agent import SessionAgent
 from corral.domain.content import JsonObject
 from corral.domain.inference import ToolSpec
 from corral.domain.toolset import CustomTool, resolve
-from corral.interfaces import McpTool, Tool, WebTool
+from corral.interfaces.mcp import McpTool
+from corral.interfaces.tool import Tool, WebTool
 
 SANDBOX_NOTE = (
     "Your tools work in a Linux sandbox of this session, in /workspace. Network access, if the "

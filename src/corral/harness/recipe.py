@@ -12,7 +12,7 @@ import msgspec
 from corral.domain.environment import ENVIRONMENT_KIND, Environment, Recipe
 from corral.domain.session import Session
 from corral.errors import NotFound, SandboxUnavailable
-from corral.interfaces import Records
+from corral.interfaces.records import Records
 
 
 async def recipe(records: Records, session: Session) -> Recipe:

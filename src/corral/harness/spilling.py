@@ -15,7 +15,7 @@ from corral.config_sections import HarnessSettings
 from corral.domain.content import ResultBlock, TextBlock
 from corral.domain.ids import new_id
 from corral.errors import SandboxError
-from corral.interfaces import Sandbox, SandboxCall
+from corral.interfaces.sandbox import Sandbox, SandboxCall
 
 FOLDER = "/home/agent/tool_results"
 """In the sandbox's home: it is kept as long as the session, and is not in the way of what the agent works on."""

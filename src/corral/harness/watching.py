@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from corral.domain.inference import ModelChunk, ModelRequest, ModelResponse, ModelUsage
 from corral.domain.session import Session
 from corral.errors import CorralError
-from corral.interfaces import Attributes, Provider, Span, Tracer
+from corral.interfaces.provider import Provider
+from corral.interfaces.trace import Attributes, Span, Tracer
 
 MODEL_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 TOOL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 600, 3_600)

@@ -16,7 +16,8 @@ from corral.harness.deciding import following, unchanged
 from corral.harness.failure import abandon, unwrapped
 from corral.harness.loop import Turn
 from corral.harness.parts import Parts
-from corral.interfaces import Claim, Signal
+from corral.interfaces.engine import Signal
+from corral.interfaces.event_log import Claim
 
 
 class Harness:
@@ -28,7 +29,7 @@ class Harness:
         """Of sessions that rest, with the epoch they were built under; oldest out first."""
 
     async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
-        """Advance the session until it rests. See `interfaces.Worker`."""
+        """Advance the session until it rests. See `interfaces.engine.Worker`."""
         with bound_contextvars(session_id=session_id):
             await self._advance(session_id, interrupted, inherited=inherited)
 

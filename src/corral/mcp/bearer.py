@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import httpx2
 
 from corral.errors import CorralError
-from corral.interfaces import Bearer
+from corral.interfaces.vault import Bearer
 
 UNAUTHORIZED = 401
 TOKENS_REMEMBERED = 8

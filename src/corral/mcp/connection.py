@@ -24,7 +24,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from corral.config_sections import McpSettings
 from corral.domain.scrubbing import scrubbed
-from corral.interfaces import McpTool
+from corral.interfaces.mcp import McpTool
 from corral.mcp.bearer import FindBearer, VaultAuth
 from corral.mcp.limited import LimitedTransport
 from corral.mcp.tools import Listed, usable

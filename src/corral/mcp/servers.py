@@ -15,7 +15,9 @@ from corral.config_sections import McpSettings
 from corral.domain.agent import McpServer
 from corral.domain.content import JsonObject, TextBlock
 from corral.domain.session import Session
-from corral.interfaces import Bearer, Credentials, McpFailure, McpOffer, McpTool, SandboxReply
+from corral.interfaces.mcp import McpFailure, McpOffer, McpTool
+from corral.interfaces.sandbox import SandboxReply
+from corral.interfaces.vault import Bearer, Credentials
 
 if TYPE_CHECKING:
     from corral.mcp.connection import Connection
@@ -36,7 +38,7 @@ class _Held:
 
 
 class SessionServers:
-    """Implements `interfaces.McpServers`."""
+    """Implements `interfaces.mcp.McpServers`."""
 
     def __init__(self, credentials: Credentials, settings: McpSettings) -> None:
         self._credentials, self._settings = credentials, settings

@@ -13,7 +13,7 @@ from corral.domain.agent import SessionAgent
 from corral.domain.inference import ToolSpec
 from corral.domain.mcp import model_name
 from corral.domain.toolset import resolve_mcp
-from corral.interfaces import McpTool
+from corral.interfaces.mcp import McpTool
 
 log = structlog.get_logger(__name__)
 

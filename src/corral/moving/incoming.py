@@ -28,7 +28,8 @@ from corral.domain.restored import History, RestoredEvent, check_id
 from corral.domain.session import Session, SessionState, SessionView, view
 from corral.domain.vault import Vault
 from corral.errors import Conflict, Invalid
-from corral.interfaces import Archive, Clock, Restored
+from corral.interfaces.clock import Clock
+from corral.interfaces.store import Archive, Restored
 from corral.moving.lines import Ahead, At, Line, check_kept, exactly, read
 from corral.moving.secrets import Held, Resealing
 

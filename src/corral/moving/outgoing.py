@@ -15,7 +15,10 @@ from corral.domain.agent import Agent
 from corral.domain.environment import ENVIRONMENT_KIND
 from corral.domain.query import EventsQuery, SessionsQuery
 from corral.domain.session import view
-from corral.interfaces import Clock, Sealing, Snapshot, Store
+from corral.interfaces.clock import Clock
+from corral.interfaces.event_log import Snapshot
+from corral.interfaces.store import Store
+from corral.interfaces.vault import Sealing
 from corral.moving.secrets import all_records, unsealed
 
 PAGE = 100

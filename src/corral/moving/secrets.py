@@ -24,7 +24,8 @@ from corral.domain.credential import (
 from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, StoredVault, Vault
 from corral.errors import Invalid
-from corral.interfaces import Records, Sealing
+from corral.interfaces.records import Records
+from corral.interfaces.vault import Sealing
 
 PAGE = 100
 

@@ -17,7 +17,7 @@ import msgspec
 from corral.config_sections import ModelRoute
 from corral.domain.inference import AnswerRestarted, Effort, ModelChunk, ModelRequest, ModelResponse
 from corral.errors import MachineUnfit, ProviderError, ProviderRefused
-from corral.interfaces import Provider
+from corral.interfaces.provider import Provider
 
 ELSEWHERE = frozenset({"openai", "litellm"})
 """Providers that take no `inference_geo`; to ask them without it would break a promise."""

@@ -22,7 +22,7 @@ import structlog
 
 from corral.config_sections import SandboxSettings
 from corral.errors import CorralError
-from corral.interfaces import Upkeep
+from corral.interfaces.sandbox import Upkeep
 from corral.sandboxes.checkpoints import Checkpoints
 from corral.sandboxes.directory import SessionDirectory, remove_tree
 from corral.sandboxes.series import SandboxSeries

@@ -30,7 +30,7 @@ import msgspec
 from corral.config_sections import PackagesSettings, SandboxSettings
 from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.interfaces import Fact
+from corral.interfaces.sandbox import Fact
 from corral.sandboxes import bases, cgroups, programs, seccomp
 from corral.sandboxes.bubblewrap_building import BubblewrapWorkshop
 from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments, base_parts

@@ -20,7 +20,7 @@ import msgspec
 from corral.domain.file import REFERENCE_KIND, Output
 from corral.domain.query import Record, RecordsQuery
 from corral.errors import NotFound
-from corral.interfaces import Upkeep
+from corral.interfaces.sandbox import Upkeep
 
 KIND = "sandbox_checkpoint"
 PAGE_RECORDS = 500

@@ -26,7 +26,7 @@ import msgspec
 from corral.config_sections import SandboxSettings
 from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, ResultBlock, TextBlock
 from corral.errors import SandboxLost
-from corral.interfaces import SandboxCall, SandboxReply
+from corral.interfaces.sandbox import SandboxCall, SandboxReply
 from corral.sandboxes.hosts import MOVES
 
 PROTOCOL = 1

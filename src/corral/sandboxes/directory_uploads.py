@@ -9,7 +9,7 @@ import anyio.to_thread
 import structlog
 
 from corral.errors import NotFound
-from corral.interfaces import Blobs
+from corral.interfaces.blobs import Blobs
 from corral.sandboxes import directory_files
 from corral.sandboxes.directory import SessionDirectory
 

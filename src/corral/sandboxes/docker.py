@@ -27,7 +27,7 @@ from pathlib import Path
 from corral.config_sections import SandboxSettings
 from corral.domain.environment import Recipe
 from corral.errors import MachineUnfit, PackagesFailed, SandboxUnavailable
-from corral.interfaces import Fact
+from corral.interfaces.sandbox import Fact
 from corral.sandboxes import programs, seccomp
 from corral.sandboxes.connection import short_socket_path
 from corral.sandboxes.directory import SessionDirectory, start_ticks

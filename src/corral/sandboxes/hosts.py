@@ -16,7 +16,8 @@ from pathlib import Path
 
 from corral.domain.query import Record
 from corral.errors import MachineUnfit, NotFound
-from corral.interfaces import Clock, Records
+from corral.interfaces.clock import Clock
+from corral.interfaces.records import Records
 
 KIND = "sandbox_host"
 MOVED = (

@@ -24,7 +24,7 @@ import structlog
 from corral.config_sections import SandboxSettings
 from corral.domain.file import Output
 from corral.errors import NotFound, SandboxUnavailable, Unavailable
-from corral.interfaces import Upkeep
+from corral.interfaces.sandbox import Upkeep
 from corral.sandboxes import directory_files
 from corral.sandboxes.checkpoints import Checkpoint, Checkpoints, Kept
 from corral.sandboxes.directory import PACKED_FOLDERS, Life, SessionDirectory

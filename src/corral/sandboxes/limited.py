@@ -23,7 +23,7 @@ import structlog
 from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
 from corral.errors import SandboxLost, SandboxUnavailable
-from corral.interfaces import SandboxCall, SandboxReply
+from corral.interfaces.sandbox import SandboxCall, SandboxReply
 from corral.sandboxes import disk
 from corral.sandboxes.cgroups import Group
 from corral.sandboxes.connection import Connection

@@ -27,7 +27,8 @@ from corral.domain.environment import SEALED, Packages, Recipe
 from corral.domain.file import Mount, Output
 from corral.domain.placeholder import Substitution, variables
 from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.interfaces import Blobs, Fact, Sandbox, Upkeep
+from corral.interfaces.blobs import Blobs
+from corral.interfaces.sandbox import Fact, Sandbox, Upkeep
 from corral.sandboxes import directory_files, directory_uploads, programs
 from corral.sandboxes.attendant import Attendant
 from corral.sandboxes.cgroups import Group

@@ -21,7 +21,7 @@ from corral.config_sections import SandboxSettings
 from corral.domain.egress import EgressPolicy
 from corral.domain.environment import SEALED, Limited, Recipe
 from corral.errors import MachineUnfit, PackagesFailed, SandboxUnavailable
-from corral.interfaces import Fact
+from corral.interfaces.sandbox import Fact
 from corral.sandboxes import programs
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
 from corral.sandboxes.egress.outlet import Egress

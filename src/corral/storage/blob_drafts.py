@@ -10,8 +10,8 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from corral.domain.file import Blob
 from corral.errors import Unavailable
-from corral.interfaces import Blob
 
 CHUNK_BYTES = 1024 * 1024
 """What is kept in memory of one blob, and what one visit to a worker thread handles."""

@@ -21,8 +21,8 @@ from weakref import WeakValueDictionary
 import anyio
 import anyio.to_thread
 
+from corral.domain.file import Blob
 from corral.errors import MachineUnfit, NotFound, Unavailable
-from corral.interfaces import Blob
 from corral.storage.blob_drafts import CHUNK_BYTES, explained, write_draft
 
 DIGEST = re.compile(r"[0-9a-f]{64}")

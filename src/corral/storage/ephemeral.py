@@ -19,7 +19,10 @@ import anyio.lowlevel
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
-from corral.interfaces import Bus, Claim, Clock, Committed, Decide, Frame, Restored, Snapshot, nothing
+from corral.interfaces.bus import Bus, Frame
+from corral.interfaces.clock import Clock
+from corral.interfaces.event_log import Claim, Committed, Decide, Snapshot, nothing
+from corral.interfaces.store import Restored
 from corral.storage.frames import EventRow, deleted_frame, logged
 from corral.storage.transaction import (
     Outcome,

@@ -14,7 +14,7 @@ import msgspec
 from corral.domain.event import AnyEvent, OtherEvent, SessionDeleted, StoredEvent
 from corral.domain.ids import new_id
 from corral.domain.query import LoggedEvent
-from corral.interfaces import Frame
+from corral.interfaces.bus import Frame
 
 TYPES: dict[type, str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(AnyEvent)}
 """The wire's name of each event class."""

@@ -15,7 +15,10 @@ from contextlib import AsyncExitStack
 
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Bus, Claim, Clock, Committed, Decide, Restored, Snapshot, nothing
+from corral.interfaces.bus import Bus
+from corral.interfaces.clock import Clock
+from corral.interfaces.event_log import Claim, Committed, Decide, Snapshot, nothing
+from corral.interfaces.store import Restored
 from corral.storage import postgres_reads as reads
 from corral.storage import postgres_records as records
 from corral.storage.postgres_connection import Readers, connect_writer, explained, migrate

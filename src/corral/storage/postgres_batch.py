@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict
-from corral.interfaces import Claim, Committed, Decide, Frame
+from corral.interfaces.bus import Frame
+from corral.interfaces.event_log import Claim, Committed, Decide
 from corral.storage.frames import EventRow, deleted_frame
 from corral.storage.postgres_rows import Stored
 from corral.storage.transaction import Outcome, admit, cost, fence, outcome_of

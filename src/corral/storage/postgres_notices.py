@@ -26,7 +26,8 @@ import msgspec
 import structlog
 
 from corral.errors import MachineUnfit, Unavailable
-from corral.interfaces import Bus, Clock, Frame, Subscription
+from corral.interfaces.bus import Bus, Frame, Subscription
+from corral.interfaces.clock import Clock
 from corral.storage.columns import INTEGER_MAX
 from corral.storage.frames import deleted_frame
 from corral.storage.jobs import Caught

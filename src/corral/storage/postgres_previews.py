@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from corral.errors import Unavailable
-from corral.interfaces import Bus, Frame
+from corral.interfaces.bus import Bus, Frame
 from corral.storage.postgres_connection import Readers
 
 log = structlog.get_logger(__name__)

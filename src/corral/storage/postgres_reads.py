@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.errors import NotFound
-from corral.interfaces import Snapshot
+from corral.interfaces.event_log import Snapshot
 from corral.storage.columns import (
     INTEGER_MAX,
     INTEGER_MIN,

@@ -16,7 +16,7 @@ import asyncpg
 from corral.domain.query import Record
 from corral.domain.session import SessionState
 from corral.errors import Conflict, NotFound, Unavailable
-from corral.interfaces import Restored
+from corral.interfaces.store import Restored
 from corral.storage.frames import EventRow, encode
 from corral.storage.postgres_connection import CLASHED, SQL, Connection, Readers
 from corral.storage.postgres_rows import (

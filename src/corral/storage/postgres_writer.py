@@ -26,7 +26,7 @@ import asyncpg
 import structlog
 
 from corral.errors import Unavailable
-from corral.interfaces import Clock
+from corral.interfaces.clock import Clock
 from corral.storage.frames import encode
 from corral.storage.jobs import Caught, Job
 from corral.storage.postgres_batch import Batch, MissingBody, Published

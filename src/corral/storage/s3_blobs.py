@@ -24,8 +24,8 @@ from weakref import WeakValueDictionary
 import anyio
 
 from corral.config_sections import BlobSettings
+from corral.domain.file import Blob
 from corral.errors import MachineUnfit, NotFound, Unavailable
-from corral.interfaces import Blob
 from corral.storage.blob_drafts import CHUNK_BYTES, write_draft
 
 if TYPE_CHECKING:

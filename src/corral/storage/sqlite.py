@@ -17,7 +17,10 @@ import anyio.to_thread
 
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.domain.session import Session, SessionState
-from corral.interfaces import Bus, Claim, Clock, Committed, Decide, Restored, Snapshot, nothing
+from corral.interfaces.bus import Bus
+from corral.interfaces.clock import Clock
+from corral.interfaces.event_log import Claim, Committed, Decide, Snapshot, nothing
+from corral.interfaces.store import Restored
 from corral.storage import sqlite_reads as reads
 from corral.storage.named_sql import Migrated
 from corral.storage.series import StoreSeries

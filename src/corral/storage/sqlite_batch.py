@@ -17,7 +17,9 @@ from datetime import datetime
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
-from corral.interfaces import Claim, Committed, Decide, Frame, Restored
+from corral.interfaces.bus import Frame
+from corral.interfaces.event_log import Claim, Committed, Decide
+from corral.interfaces.store import Restored
 from corral.storage.columns import read_record
 from corral.storage.frames import deleted_frame, encode
 from corral.storage.sqlite_restore import Restoring

@@ -18,7 +18,7 @@ import msgspec
 
 from corral.domain.query import EventsQuery, LoggedEvent, Record, RecordsQuery, SessionsQuery
 from corral.errors import NotFound, Unavailable
-from corral.interfaces import Snapshot
+from corral.interfaces.event_log import Snapshot
 from corral.storage.columns import (
     INTEGER_MAX,
     INTEGER_MIN,

@@ -13,7 +13,7 @@ from itertools import chain, islice, zip_longest
 
 from corral.domain.query import Record
 from corral.domain.session import SessionState
-from corral.interfaces import Restored
+from corral.interfaces.store import Restored
 from corral.storage.columns import INTEGER_MAX, INTEGER_MIN, read_record
 from corral.storage.frames import EventRow, encode
 from corral.storage.sqlite_rows import (

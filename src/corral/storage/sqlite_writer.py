@@ -21,7 +21,8 @@ from typing import TypeVar
 import anyio.to_thread
 
 from corral.errors import Unavailable
-from corral.interfaces import Bus, Clock, Frame
+from corral.interfaces.bus import Bus, Frame
+from corral.interfaces.clock import Clock
 from corral.storage.jobs import Caught, Job
 from corral.storage.series import StoreSeries
 from corral.storage.sqlite_batch import Batch

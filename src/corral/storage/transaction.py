@@ -16,7 +16,8 @@ from corral.domain.lifecycle import Row, commit
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState, view
 from corral.errors import Conflict, NotFound, StaleEpoch
-from corral.interfaces import Committed, Decide, Frame
+from corral.interfaces.bus import Frame
+from corral.interfaces.event_log import Committed, Decide
 from corral.storage.frames import EventRow, frame_of, read_event, row_of
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from corral.config_sections import WebSettings
 from corral.errors import MachineUnfit
-from corral.interfaces import Tool, WebTool
+from corral.interfaces.tool import Tool, WebTool
 from corral.tools.bash import Bash
 from corral.tools.edit import Edit
 from corral.tools.glob import Glob

@@ -13,7 +13,7 @@ import msgspec
 
 from corral.domain.content import JsonObject
 from corral.errors import Invalid
-from corral.interfaces import SandboxCall, SandboxOperation
+from corral.interfaces.sandbox import SandboxCall, SandboxOperation
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

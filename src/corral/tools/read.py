@@ -5,7 +5,7 @@ from __future__ import annotations
 from corral.domain.content import JsonObject
 from corral.domain.inference import ToolSpec
 from corral.errors import Invalid
-from corral.interfaces import SandboxCall
+from corral.interfaces.sandbox import SandboxCall
 from corral.tools.arguments import Arguments, parse, require, to_call
 
 

@@ -19,7 +19,7 @@ from corral.domain.toolset import ToolConfig
 from corral.domain.url import Url, parsed
 from corral.domain.web import Source, domains_refuse
 from corral.errors import Invalid
-from corral.interfaces import SandboxReply
+from corral.interfaces.sandbox import SandboxReply
 from corral.tools.arguments import Arguments, parse, require
 from corral.tools.web.failure import WebFailure
 from corral.tools.web.searching import Found, Search, SearchEngine

@@ -29,7 +29,9 @@ from corral.domain.placeholder import MARK_BYTES
 from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, StoredVault
 from corral.errors import Conflict, CredentialFailed, Invalid, MachineUnfit, NotFound
-from corral.interfaces import Bearer, Clock, Records, Sealing, Variable
+from corral.interfaces.clock import Clock
+from corral.interfaces.records import Records
+from corral.interfaces.vault import Bearer, Sealing, Variable
 from corral.vaults import oauth, validation
 from corral.vaults.probing import Prober
 
@@ -54,7 +56,7 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 class VaultCredentials:
-    """Implements `interfaces.Credentials`, over any `Records`."""
+    """Implements `interfaces.vault.Credentials`, over any `Records`."""
 
     def __init__(
         self,

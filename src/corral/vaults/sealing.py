@@ -65,7 +65,7 @@ class LocalKeyWrapper:
 
 
 class VaultSealing:
-    """Implements `interfaces.Sealing`."""
+    """Implements `interfaces.vault.Sealing`."""
 
     def __init__(self, wrapper: KeyWrapper) -> None:
         self._wrapper = wrapper

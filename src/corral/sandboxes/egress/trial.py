@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from corral.domain.egress import EgressPolicy
 from corral.errors import SandboxUnavailable
-from corral.interfaces import Fact
+from corral.interfaces.sandbox import Fact
 from corral.sandboxes.connection import short_socket_path
 from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.egress.inside import SOCKET_NAME

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from corral.domain.content import TextBlock
 from corral.errors import CorralError
-from corral.interfaces import SandboxReply
+from corral.interfaces.sandbox import SandboxReply
 
 Code: TypeAlias = Literal[
     "url_not_allowed",
