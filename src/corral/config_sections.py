@@ -374,16 +374,20 @@ class OtelSettings(Section, frozen=True, kw_only=True):
     """Whether spans hold prompts, answers, and what tools took and gave, up to 32,768 characters each."""
 
 
-SearchBackend: TypeAlias = Literal["searxng", "brave", "tavily"]
+SearchBackend: TypeAlias = Literal["searxng", "brave", "tavily", "anthropic", "openai"]
 
 
 class WebSettings(Section, frozen=True, kw_only=True):
     """`web_fetch` and `web_search`, which run on this server and not in sandboxes."""
 
     search: SearchBackend | None = None
-    """Who answers searches. None: agents are not told of `web_search`."""
+    """Who answers searches; `anthropic` and `openai` are those providers' own. None: agents are not told of
+    `web_search`."""
     search_url: str | None = None
-    """Where; `searxng` needs it, and the JSON format enabled there."""
+    """Where; `searxng` needs it, and the JSON format enabled there. None: the engine's own address, or for a provider's
+    search where its models are asked."""
+    search_model: str | None = None
+    """The model that searches, for `anthropic` and `openai`, which need one; a small one will do."""
     search_results_max: int = 10
     search_seconds_max: float = 20.0
     allowed_private: tuple[str, ...] = ()

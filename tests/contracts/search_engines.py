@@ -1,4 +1,6 @@
-"""Search engines for tests: a real server that answers as SearXNG, Brave and Tavily document, and notes questions."""
+"""Search engines for tests: a real server that answers as SearXNG, Brave, Tavily and two providers of models document.
+
+It notes what it was asked."""
 
 from __future__ import annotations
 
@@ -52,8 +54,58 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return
 
 
+def _messages() -> dict[str, object]:
+    pages = [
+        {"type": "web_search_result", "url": url, "title": title, "encrypted_content": "EqgfCioIARgB", "page_age": None}
+        for url, title, _ in PAGES
+    ]
+    use = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "how it begins"}}
+    said = [
+        {
+            "type": "text",
+            "text": about,
+            "citations": [
+                {
+                    "type": "web_search_result_location", "url": url, "title": title, "cited_text": about,
+                    "encrypted_index": "Eo8BCioIAhgB",
+                }
+            ],
+        }
+        for url, title, about in PAGES
+    ]  # fmt: skip
+    content = [
+        {"type": "text", "text": "I will search."},
+        use,
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": pages},
+        *said,
+    ]
+    usage = {"input_tokens": 6, "output_tokens": 9, "server_tool_use": {"web_search_requests": 1}}
+    head = {"id": "msg_1", "type": "message", "role": "assistant", "model": "small", "usage": usage}
+    return {**head, "content": content, "stop_reason": "end_turn", "stop_sequence": None}
+
+
+def _responses() -> dict[str, object]:
+    text, notes = "", list[dict[str, object]]()
+    for url, title, about in PAGES:
+        text += f"{about} "
+        link = f"([{url.partition('/')[0]}]({url}))"
+        start = len(text)
+        text += link
+        place = {"start_index": start, "end_index": len(text)}
+        notes.append({"type": "url_citation", "url": url, "title": title, **place})
+        text += "\n\n"
+    action = {"type": "search", "query": "q", "sources": [{"type": "url", "url": url} for url, _, _ in PAGES]}
+    part = {"type": "output_text", "text": text, "annotations": notes, "logprobs": []}
+    output: list[object] = [
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": action},
+        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]},
+    ]
+    return {"id": "resp_1", "object": "response", "status": "completed", "model": "small", "output": output}
+
+
 class Engines(http.server.ThreadingHTTPServer):
-    """All three, by path."""
+    """All of them, by path."""
 
     daemon_threads = True
 
@@ -68,6 +120,8 @@ class Engines(http.server.ThreadingHTTPServer):
         if self.instead is not None:
             return self.instead
         text = "description" if path == "/web/search" else "content"
+        if path in ("/v1/messages", "/responses"):
+            return 200, json.dumps(_messages() if path == "/v1/messages" else _responses()).encode()
         results = [{"url": url, "title": title, text: about, "score": 0.5} for url, title, about in PAGES]
         if path == "/web/search":
             return 200, json.dumps({"type": "search", "web": {"type": "search", "results": results}}).encode()

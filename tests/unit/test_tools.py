@@ -9,7 +9,7 @@ from corral.config_sections import WebSettings
 from corral.domain.content import JsonObject
 from corral.errors import Invalid
 from corral.interfaces.sandbox import SandboxCall
-from corral.tools import TOOLS, SearchKeys, open_web_tools
+from corral.tools import TOOLS, SearchAccess, open_web_tools
 
 TOKENS_MAX = 750
 CHARACTERS_PER_TOKEN = 4
@@ -29,7 +29,7 @@ def test_there_are_the_six_tools_under_their_own_names() -> None:
 
 
 def test_all_descriptions_together_fit_a_small_models_window() -> None:
-    web = open_web_tools(WebSettings(), SearchKeys()).values()
+    web = open_web_tools(WebSettings(), SearchAccess()).values()
     characters = sum(len(msgspec.json.encode(tool.spec)) for tool in (*TOOLS.values(), *web))
     assert characters / CHARACTERS_PER_TOKEN < TOKENS_MAX
 

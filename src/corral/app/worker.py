@@ -26,7 +26,7 @@ from corral.interfaces.provider import Provider
 from corral.interfaces.tool import WebTool
 from corral.interfaces.vault import Credentials
 from corral.mcp.servers import SessionServers
-from corral.tools import TOOLS, WEB_TOOLS, SearchKeys, open_web_tools
+from corral.tools import TOOLS, WEB_TOOLS, SearchAccess, open_web_tools
 from corral.tracing import open_tracer
 
 STOP_GRACE_SECONDS = 5.0
@@ -60,14 +60,26 @@ async def open_worker(
 
 @asynccontextmanager
 async def _open_reach(settings: Settings, credentials: Credentials) -> AsyncGenerator[Reach]:
-    keys = SearchKeys(settings.secrets.brave_api_key, settings.secrets.tavily_api_key)
-    web = open_web_tools(settings.web, keys, [settings.server.port] if settings.server.port else [])
+    web = open_web_tools(settings.web, _search_access(settings), [settings.server.port] if settings.server.port else [])
     mcp = SessionServers(credentials, settings.mcp)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(mcp.close)
         for tool in web.values():
             stack.push_async_callback(tool.close)
         yield Reach(web, mcp)
+
+
+def _search_access(settings: Settings) -> SearchAccess:
+    secrets = settings.secrets
+    return SearchAccess(
+        brave=secrets.brave_api_key,
+        tavily=secrets.tavily_api_key,
+        anthropic=secrets.anthropic_api_key,
+        anthropic_token=secrets.anthropic_auth_token,
+        anthropic_url=settings.anthropic_base_url,
+        openai=secrets.openai_api_key,
+        openai_url=settings.openai_base_url,
+    )
 
 
 def _parts(

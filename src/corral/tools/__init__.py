@@ -18,7 +18,9 @@ from corral.tools.edit import Edit
 from corral.tools.glob import Glob
 from corral.tools.grep import Grep
 from corral.tools.read import Read
+from corral.tools.web.anthropic_search import AnthropicSearch
 from corral.tools.web.brave import Brave
+from corral.tools.web.openai_search import OpenAISearch
 from corral.tools.web.searching import SearchEngine
 from corral.tools.web.searxng import SearXNG
 from corral.tools.web.tavily import Tavily
@@ -39,26 +41,31 @@ TOOLS: Mapping[str, Tool] = {
 WEB_TOOLS = ("web_search", "web_fetch")
 
 
-class SearchKeys(NamedTuple):
-    """Keys of search engines. Never logged: their text is a star."""
+class SearchAccess(NamedTuple):
+    """Keys of search engines, and where providers of models are. Never logged: its text is a star."""
 
     brave: str | None = None
     tavily: str | None = None
+    anthropic: str | None = None
+    anthropic_token: str | None = None
+    anthropic_url: str | None = None
+    openai: str | None = None
+    openai_url: str | None = None
 
     def __repr__(self) -> str:
-        return "SearchKeys(***)"
+        return "SearchAccess(***)"
 
 
-def open_web_tools(settings: WebSettings, keys: SearchKeys, own_ports: Sequence[int] = ()) -> Mapping[str, WebTool]:
+def open_web_tools(settings: WebSettings, access: SearchAccess, own_ports: Sequence[int] = ()) -> Mapping[str, WebTool]:
     """The web tools, by the name a model calls them. `own_ports` are this server's. Raises `MachineUnfit` for a search
     engine that lacks its key or address."""
     return {
-        "web_search": WebSearch(settings, _engine(settings, keys)),
+        "web_search": WebSearch(settings, _engine(settings, access)),
         "web_fetch": WebFetch(settings, own_ports),
     }
 
 
-def _engine(settings: WebSettings, keys: SearchKeys) -> SearchEngine | None:
+def _engine(settings: WebSettings, access: SearchAccess) -> SearchEngine | None:
     seconds = settings.search_seconds_max
     match settings.search:
         case None:
@@ -70,12 +77,35 @@ def _engine(settings: WebSettings, keys: SearchKeys) -> SearchEngine | None:
                 )
             return SearXNG(settings.search_url, seconds)
         case "brave":
-            return Brave(_key(keys.brave, "BRAVE_API_KEY"), settings.search_url, seconds)
+            return Brave(_key(access.brave, "BRAVE_API_KEY"), settings.search_url, seconds)
         case "tavily":
-            return Tavily(_key(keys.tavily, "TAVILY_API_KEY"), settings.search_url, seconds)
+            return Tavily(_key(access.tavily, "TAVILY_API_KEY"), settings.search_url, seconds)
+        case "anthropic":
+            url = settings.search_url or access.anthropic_url
+            return AnthropicSearch(_anthropic_headers(access, url), _model(settings), url, seconds)
+        case "openai":
+            url = settings.search_url or access.openai_url
+            return OpenAISearch(_key(access.openai, "OPENAI_API_KEY", url), _model(settings), url, seconds)
 
 
-def _key(key: str | None, variable: str) -> str:
+def _anthropic_headers(access: SearchAccess, url: str | None) -> dict[str, str]:
+    if access.anthropic_token and not access.anthropic:
+        return {"authorization": f"Bearer {access.anthropic_token}"}
+    return {"x-api-key": _key(access.anthropic, "ANTHROPIC_API_KEY", url)}
+
+
+def _model(settings: WebSettings) -> str:
+    if not settings.search_model:
+        raise MachineUnfit(
+            f'`search = "{settings.search}"` under `[web]` needs `search_model`, a model that can search.'
+        )
+    return settings.search_model
+
+
+def _key(key: str | None, variable: str, url: str | None = None) -> str:
+    """The key; at an address of the operator's own there may be none."""
+    if not key and url:
+        return "none"
     if not key:
         raise MachineUnfit(f"The search engine that `[web]` names needs its key in {variable}.")
     return key

@@ -6,7 +6,7 @@ API goes; `web_search.py` holds them afterwards whatever an engine did.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import anyio
@@ -20,6 +20,13 @@ from corral.tools.web.failure import WebFailure
 log = structlog.get_logger(__name__)
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
+TOKENS_MAX = 8_192
+"""Of what a model says of the pages it found."""
+SEARCH_AND_SAY = (
+    "Search the web once for the query below. Then write one short paragraph for each page that you found, best page "
+    "first: what it says about the query, close to its own words, with a citation of that page alone.\n\n{query}"
+)
+NOT_SEARCHED = "The model that `search_model` names did not search; its provider may have no search of its own."
 OPERATORS_CHARACTERS_MAX = 250
 """Of `site:` operators in a query; engines cut queries off, and results are filtered here in any case."""
 
@@ -50,6 +57,12 @@ class Search(NamedTuple):
         return "" if given is None else ", ".join(filter(None, (given.city, given.region, given.country)))
 
 
+def place_of(location: UserLocation) -> dict[str, str]:
+    """The location as providers of models take it."""
+    fields = {name: getattr(location, name) for name in ("city", "region", "country", "timezone")}
+    return {"type": "approximate", **{name: value for name, value in fields.items() if value}}
+
+
 class Found(NamedTuple):
     """One result, as the engine gave it."""
 
@@ -71,6 +84,7 @@ class SearchEngine(Protocol):
 
 
 A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Asker:
@@ -112,8 +126,12 @@ class Asker:
             log.warning("web_search_failed", engine=self._name, status=status)
             code = "too_many_requests" if status == 429 else "unavailable"
             raise WebFailure(code, f"The search engine answers with HTTP {status}.")
+        return self.parsed(lambda text: msgspec.json.decode(text, type=kind), body)
+
+    def parsed(self, parse: Callable[[B], A], what: B) -> A:
+        """What `parse` makes of an answer or a part of it. Raises `WebFailure` if it is not what the API would send."""
         try:
-            return msgspec.json.decode(body, type=kind)
+            return parse(what)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("web_search_failed", engine=self._name, reason="not the JSON of its API")
             raise WebFailure("unavailable", "The search engine's answer cannot be read.") from error
