@@ -62,7 +62,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F021": Requirement(
         "web_search with domain filters and location",
         "tools: runtime",
-        divergence="Engines are the operator's choice (SearXNG, Brave, Tavily, providers of models); without one it is not offered.",
+        divergence="Whose search it is, is the operator's choice; without one it is not offered.",
     ),
     "F022": Requirement("web_fetch with url_not_allowed, max tokens", "tools: runtime"),
     "F023": Requirement("web_fetch url_sources restriction", "tools: agents.tools"),
