@@ -11,6 +11,7 @@ from typing import Any
 import anthropic
 import anyio
 import httpx2
+import msgspec
 import pytest
 from anthropic.types.beta.sessions import BetaManagedAgentsStreamSessionEvents
 
@@ -297,7 +298,7 @@ def test_the_sdk_raises_when_it_is_cut_off(serve: Serve) -> None:
     with world.client.beta.sessions.events.stream(session) as stream:
 
         async def flood() -> None:
-            world.server.bus.publish([preview(session, "agent.message")._replace(preview_of=None)] * 5)
+            world.server.bus.publish([msgspec.structs.replace(preview(session, "agent.message"), preview_of=None)] * 5)
 
         world.server.run(flood)
         with pytest.raises(anthropic.APIStatusError, match="cut off"):

@@ -1,10 +1,15 @@
 """Durable appends per second: the embedded store beside SQLite itself.
 
 Two arms write the same rows into the same schema on the same disk, from the same number of sessions, each of which
-waits for its append to be on disk before it sends the next. `store` is `EventLog.transact` with a small decision: it
-loads the session, decides, folds, encodes and publishes. `raw` is the least that could do the writing: a thread that
-takes what waits, two `executemany` of ready-made bytes, one commit. Their ratio is what Corral's rules cost; it travels
-between machines, the numbers of appends do not. The arms take turns: a disk's weather changes within seconds.
+waits for its append to be on disk before it sends the next. Both commit all that waits at once. The arms take turns: a
+disk's weather changes within seconds. Their ratio travels between machines; the numbers of appends do not.
+
+`store` is `EventLog.transact` with a small decision, for a holder of the session's epoch.
+
+`raw` is what one would write for this one job on `sqlite3` itself. Its caller makes an event with a fresh id. Its
+thread takes what waits, holds the caller's epoch against the session's, gives the event its place and time, encodes it
+and the session's new state with msgspec, and writes rows and states by two `executemany` and one commit. It has no
+decisions, no other kinds of events, no streams, no cache that forgets, no limits, and nothing survives its errors.
 """
 
 from __future__ import annotations
@@ -22,14 +27,18 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from corral.domain import event as ev
+from corral.domain import lifecycle
 from corral.domain.agent import ModelConfig, SessionAgent
 from corral.domain.content import TextBlock
 from corral.domain.ids import new_id
-from corral.domain.lifecycle import Append
 from corral.domain.session import Session, SessionState
+from corral.errors import StaleEpoch
 from corral.interfaces.bus import Frame, Subscription
 from corral.interfaces.event_log import Decision
+from corral.storage.columns import micros
 from corral.storage.frames import encode
 from corral.storage.sqlite import open_store
 from corral.storage.sqlite_file import open_shared
@@ -39,9 +48,10 @@ NAME = "durable appends"
 SESSIONS = (1, 200)
 ROUNDS = 4
 SECONDS = 1.0
+EPOCH = 1
 TEXT = "The build is green: 412 tests passed in 38 s, none were skipped and nothing was left running. " * 4
 
-Append_: TypeAlias = Callable[[int], Awaitable[object]]
+Appending: TypeAlias = Callable[[int], Awaitable[object]]
 
 
 class Row(NamedTuple):
@@ -125,7 +135,7 @@ def _fsync_seconds(directory: Path) -> float:
     return statistics.median(times)
 
 
-async def drive(append: Append_, sessions: int) -> tuple[float, float]:
+async def drive(append: Appending, sessions: int) -> tuple[float, float]:
     """Appends per second, and the median time of one, with every session waiting for its own."""
     latencies: list[float] = []
     start = time.perf_counter()
@@ -147,7 +157,7 @@ def message() -> ev.AgentMessage:
 
 
 def say_something(session: Session, state: SessionState, now: datetime) -> Decision:
-    return Decision((Append(message()),))
+    return Decision((lifecycle.Append(message()),))
 
 
 def session_of(number: int) -> Session:
@@ -167,15 +177,38 @@ async def _store(path: Path, sessions: int) -> tuple[float, float]:
     created = [session_of(number) for number in range(sessions)]
     for session in created:
         await store.log.create(session, SessionState(thread_id=new_id("sthr")), say_something)
+        await store.log.claim(session.id)
     ids = [session.id for session in created]
-    result = await drive(lambda number: store.log.transact(ids[number], say_something), sessions)
+    result = await drive(lambda number: store.log.transact(ids[number], say_something, epoch=EPOCH), sessions)
     await store.close()
     return result
 
 
 # ----------------------------------------------------------------------------------------------------------- raw
 
-_Write: TypeAlias = tuple[int, "asyncio.Future[None]"]
+
+class Append(NamedTuple):
+    """What waits for the raw writer."""
+
+    number: int
+    epoch: int
+    event: ev.AgentMessage
+    future: asyncio.Future[None]
+
+
+class RawLog:
+    """What a raw writer knows of a session."""
+
+    def __init__(self, seq: int) -> None:
+        self.epoch = EPOCH
+        self.state = SessionState(thread_id=new_id("sthr"), seq=seq)
+
+    def advance(self, append: Append, now: datetime) -> tuple[int, bytes]:
+        """Give the event its place: its seq and its body. Raises `StaleEpoch`."""
+        if append.epoch != self.epoch:
+            raise StaleEpoch(f"epoch {append.epoch} is over")
+        self.state = msgspec.structs.replace(self.state, seq=self.state.seq + 1, last_at=now)
+        return self.state.seq, encode(msgspec.structs.replace(append.event, processed_at=now))
 
 
 class _RawWriter:
@@ -184,17 +217,14 @@ class _RawWriter:
     def __init__(self, path: Path, sessions: int) -> None:
         self._connection = open_shared(path)
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
-        self._seqs = [0] * sessions
-        self._body = encode(message())
-        self._state = encode(SessionState(thread_id=new_id("sthr"), seq=1, last_at=datetime.now(UTC)))
-        self._id = new_id("sevt")
+        self._queue: SimpleQueue[Append | None] = SimpleQueue()
+        self._logs = [RawLog(0) for _ in range(sessions)]
         self._os_thread = threading.Thread(target=self._work)
         self._os_thread.start()
 
     async def append(self, number: int) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put((number, future))
+        self._queue.put(Append(number, EPOCH, message(), future))
         await future
 
     def close(self) -> None:
@@ -203,30 +233,32 @@ class _RawWriter:
         self._connection.close()
 
     def _work(self) -> None:
-        while (write := self._queue.get()) is not None:
-            writes = [write]
+        while (append := self._queue.get()) is not None:
+            appends = [append]
             try:
                 while (more := self._queue.get_nowait()) is not None:
-                    writes.append(more)
+                    appends.append(more)
             except Empty:
                 pass
-            self._commit([number for number, _ in writes])
-            self._loop.call_soon_threadsafe(self._settle, [future for _, future in writes])
+            self._commit(appends)
+            self._loop.call_soon_threadsafe(self._settle, [append.future for append in appends])
 
-    def _commit(self, numbers: Sequence[int]) -> None:
+    def _commit(self, appends: Sequence[Append]) -> None:
+        now = datetime.now(UTC)
+        stamp = micros(now)
         rows: list[tuple[int, str, str, int, bytes]] = []
-        for number in numbers:
-            self._seqs[number] += 1
-            position = (number + 1) << SEQ_BITS | self._seqs[number]
-            rows.append((position, self._id, "agent.message", time.time_ns() // 1000, self._body))
+        states: list[tuple[int, bytes]] = []
+        for append in appends:
+            log = self._logs[append.number]
+            seq, body = log.advance(append, now)
+            rows.append(((append.number + 1) << SEQ_BITS | seq, append.event.id, "agent.message", stamp, body))
+            states.append((append.number + 1, encode(log.state)))
         execute: Callable[..., sqlite3.Cursor] = self._connection.execute
         execute("BEGIN IMMEDIATE")
         self._connection.executemany(
             "INSERT INTO events (position, id, type, processed_at, body) VALUES (?, ?, ?, ?, ?)", rows
         )
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO session_states VALUES (?, ?)", [(number + 1, self._state) for number in numbers]
-        )
+        self._connection.executemany("INSERT OR REPLACE INTO session_states VALUES (?, ?)", states)
         execute("COMMIT")
 
     def _settle(self, futures: Sequence[asyncio.Future[None]]) -> None:

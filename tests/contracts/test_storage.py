@@ -269,7 +269,7 @@ async def test_time_never_runs_backwards_in_a_log(stage: Stage) -> None:
 
 
 async def test_private_bytes_stay_beside_their_event(stage: Stage) -> None:
-    change = said()._replace(private=b"exact answer")
+    change = msgspec.structs.replace(said(), private=b"exact answer")
     await stage.log.create(session(), fresh(), deciding(said(), change))
     assert [logged.private for logged in await history(stage.log)] == [None, b"exact answer"]
     assert all(b"exact" not in frame.data for frame in stage.bus.frames)

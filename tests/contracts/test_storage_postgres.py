@@ -351,6 +351,43 @@ async def _append_through_a_kill(server: postgres_server.Server) -> None:
     await store.close()
 
 
+async def test_one_batch_is_decided_while_another_is_written_and_no_session_is_in_both(
+    opened: Opener, url: str
+) -> None:
+    log = (await opened()).store.log
+    for name in ("sesn_a", "sesn_b"):
+        await log.create(session(name), fresh(), deciding())
+    seen: list[tuple[str, int]] = []
+    durable: list[str] = []
+    decided = anyio.Event()
+
+    def note(session: Session, state: SessionState, now: datetime) -> Decision:
+        seen.append((session.id, state.seq))
+        if session.id == "sesn_b":
+            decided.set()
+        return Decision((said(),))
+
+    async def append(name: str) -> None:
+        await log.transact(name, note)
+        durable.append(name)
+
+    other = await asyncpg.connect(url)
+    async with anyio.create_task_group() as tasks:
+        async with other.transaction():
+            await other.execute("SELECT FROM sessions WHERE id = 'sesn_a' FOR UPDATE")
+            tasks.start_soon(append, "sesn_a")
+            await anyio.wait_all_tasks_blocked()
+            for name in ("sesn_a", "sesn_b"):
+                tasks.start_soon(append, name)
+            await decided.wait()
+            assert (seen, durable) == ([("sesn_a", 0), ("sesn_b", 0)], [])
+    await other.close()
+    assert (seen, sorted(durable)) == (
+        [("sesn_a", 0), ("sesn_b", 0), ("sesn_a", 1)],
+        ["sesn_a", "sesn_a", "sesn_b"],
+    )
+
+
 async def test_what_cannot_be_stored_fails_alone(opened: Opener) -> None:
     process = await opened()
     for name in ("sesn_a", "sesn_b"):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 import msgspec
 
@@ -62,7 +62,7 @@ class IllegalTransition(CorralError):
         self.status = status
 
 
-class Append(NamedTuple):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Write an event."""
 
     event: ev.AnyEvent
@@ -74,7 +74,7 @@ class Append(NamedTuple):
     """Kept beside the event and never shown: the model's exact answer, for replay."""
 
 
-class Process(NamedTuple):
+class Process(msgspec.Struct, frozen=True, gc=False):
     """A queued event is taken up now."""
 
     event_id: str
@@ -83,7 +83,7 @@ class Process(NamedTuple):
 Change: TypeAlias = Append | Process
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """What the store has to write for one change."""
 
     seq: int
@@ -95,7 +95,7 @@ class Row(NamedTuple):
     moved_from: int | None = None
 
 
-class Commit(NamedTuple):
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """The effect of a list of changes."""
 
     state: SessionState

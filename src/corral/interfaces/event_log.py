@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias
 
+import msgspec
+
 from corral.domain import turn
 from corral.domain.lifecycle import Change, Row
 from corral.domain.query import EventsQuery, LoggedEvent, SessionsQuery
@@ -14,7 +16,7 @@ from corral.domain.session import Session, SessionState
 Step: TypeAlias = turn.Step
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What a decision function wants committed."""
 
     changes: Sequence[Change]
@@ -33,7 +35,7 @@ def nothing(session: Session, state: SessionState, now: datetime) -> Decision:
     return Decision(())
 
 
-class Committed(NamedTuple):
+class Committed(msgspec.Struct, frozen=True, gc=False):
     """What a transaction did."""
 
     session: Session

@@ -7,12 +7,13 @@ of history is decoded from. Every backend uses this file; it does no I/O.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import msgspec
 
 from corral.domain.event import AnyEvent, OtherEvent, SessionDeleted, StoredEvent
 from corral.domain.ids import new_id
+from corral.domain.lifecycle import Row
 from corral.domain.query import LoggedEvent
 from corral.interfaces.bus import Frame
 
@@ -24,7 +25,7 @@ _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _other = msgspec.json.Decoder(OtherEvent)
 
 
-class EventRow(NamedTuple):
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """An event as it is stored."""
 
     seq: int
@@ -36,9 +37,11 @@ class EventRow(NamedTuple):
     private: bytes | None
 
 
-def row_of(seq: int, event: AnyEvent, processed_at: datetime | None, private: bytes | None) -> EventRow:
-    """Encode an event that stands at `seq`."""
-    return EventRow(seq, event.id, TYPES[type(event)], processed_at, encode(event), private)
+def row_of(row: Row) -> EventRow:
+    """Encode a row, which has its event."""
+    event = row.event
+    assert event is not None, "a moved row has its event filled in"
+    return EventRow(row.seq, event.id, TYPES[type(event)], row.processed_at, encode(event), row.private)
 
 
 def frame_of(session_id: str, row: EventRow) -> Frame:

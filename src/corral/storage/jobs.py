@@ -7,7 +7,7 @@ raised again where the operation was submitted. The writers of all databases sha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -34,26 +34,13 @@ class Caught:
 class Job(Generic[B]):
     """An operation on a batch, and who waits for it."""
 
-    __slots__ = ("_let_through", "error", "future", "operation", "value")
+    __slots__ = ("error", "future", "operation", "value")
 
-    def __init__(
-        self,
-        operation: Callable[[B], object],
-        future: asyncio.Future[Any],
-        let_through: tuple[type[Exception], ...],
-    ) -> None:
+    def __init__(self, operation: Callable[[B], object], future: asyncio.Future[Any]) -> None:
         self.operation = operation
         self.future = future
         self.value: object = None
         self.error: Exception | None = None
-        self._let_through = let_through
-
-    def run(self, batch: B) -> None:
-        """Run the operation. Only what is to be let through comes out; anything else is the caller's."""
-        self.error = None
-        with Caught(let_through=self._let_through) as caught:
-            self.value = self.operation(batch)
-        self.error = caught.error
 
     def settle(self) -> None:
         """Let the caller continue. On the event loop."""
@@ -65,3 +52,19 @@ class Job(Generic[B]):
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.value)
+
+
+def run(jobs: Iterable[Job[B]], batch: B, *, let_through: tuple[type[Exception], ...] = ()) -> None:
+    """Run operations one after another, each whatever became of the others. Only what is to be let through comes out;
+    anything else is for the operation's caller."""
+    waiting = iter(jobs)
+    job = next(waiting, None)
+    while job is not None:
+        with Caught(let_through=let_through) as caught:  # one for all, until one of them raises
+            while job is not None:
+                job.error = None
+                job.value = job.operation(batch)
+                job = next(waiting, None)
+        if job is not None:
+            job.error = caught.error
+            job = next(waiting, None)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import NamedTuple
+
+import msgspec
 
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict
@@ -28,7 +29,7 @@ class MissingBody(Exception):
     """The body of a queued event must be fetched first."""
 
 
-class Published(NamedTuple):
+class Published(msgspec.Struct, gc=False):
     """What a commit did to one session's log, for its streams."""
 
     session_id: str
@@ -109,7 +110,7 @@ class Batch:
         """`EventLog.claim`."""
         committed = self.transact(session_id, decide, None, None)
         decided = self._get(session_id, None)
-        after = decided._replace(epoch=decided.epoch + 1)
+        after = msgspec.structs.replace(decided, epoch=decided.epoch + 1)
         self._put(self.advanced, after)
         self.sessions[session_id] = after
         return Claim(after.epoch, committed)
@@ -183,8 +184,7 @@ class Batch:
         told = self.published.get(session_id)
         if told is None:
             self.published[session_id] = Published(session_id, low, high, list(outcome.frames))
-        elif told.high == 0:  # deleted and made again: what comes now belongs to another log
-            self.published[session_id] = told._replace(frames=[*told.frames, *outcome.frames])
-        else:
-            told.frames.extend(outcome.frames)
-            self.published[session_id] = told._replace(high=high)
+            return
+        told.frames += outcome.frames
+        if told.high:  # else it was deleted and made again: what comes now belongs to another log
+            told.high = high

@@ -180,10 +180,10 @@ class Notices:
         texts: list[str] = []
         logs: list[_Grown] = []
         size = 0
-        for session_id, low, high, _ in published:
-            self.previews.drop(session_id)
-            logs.append(_Grown(session_id, low, high))
-            size += len(session_id) + 48
+        for each in published:
+            self.previews.drop(each.session_id)
+            logs.append(_Grown(each.session_id, each.low, each.high))
+            size += len(each.session_id) + 48
             if size > NOTICE_BYTES_MAX - 256:
                 texts.append(self._text(logs))
                 logs, size = [], 0

@@ -6,9 +6,9 @@ The writer, the readers and the archive share this file; it opens nothing and ru
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import asyncpg
+import msgspec
 
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
@@ -16,7 +16,7 @@ from corral.storage.columns import micros, moment, read_document, read_state
 from corral.storage.frames import EventRow, encode
 
 
-class Stored(NamedTuple):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A session as it is, with the number that its rows are found by."""
 
     number: int

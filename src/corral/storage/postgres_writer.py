@@ -1,8 +1,9 @@
-"""The one task that commits: whatever waits, together, in one statement on one connection.
+"""The one connection that commits: whatever waits, together, in one statement.
 
-Callers hand in operations (`submit`) and wait; the task runs everything that waits as one `Batch` in memory and sends
-it off. While the server writes to its disk, the next batch gathers. After a commit its frames are published first,
-then every caller continues.
+Callers hand in operations (`submit`) and wait. Two tasks take turns: each runs what waits as one `Batch` in memory and
+sends it off, and while the server writes one batch to its disk, the other task decides the next. No session is in both
+at a time, so a decision sees every commit before it. After a commit its frames are published first, then every caller
+continues.
 
 Sessions that were written lately are kept, each with its version. A batch is decided on what is kept, and the statement
 that commits it locks each session's row and refuses (`corral_expect`) when a version has moved on, because another
@@ -19,17 +20,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import asyncpg
+import msgspec
 import structlog
 
 from corral.errors import Unavailable
 from corral.interfaces.clock import Clock
 from corral.storage.frames import encode
-from corral.storage.jobs import Caught, Job
-from corral.storage.postgres_batch import Batch, MissingBody, Published
+from corral.storage.jobs import Caught, Job, run
+from corral.storage.postgres_batch import Batch, Published
 from corral.storage.postgres_connection import (
     CLASHED,
     CONNECT_SECONDS_MAX,
@@ -53,6 +55,9 @@ from corral.storage.series import StoreSeries
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
+TASKS = 2
+TOGETHER_MIN = 32
+"""More operations than this go in halves, so that there is something to decide while the server writes."""
 ATTEMPTS_MAX = 6
 """Times that one batch is decided before its callers are sent away: the first is hopeful, the others hold locks."""
 NUMBERS_AT_ONCE = 32
@@ -75,11 +80,17 @@ class Streams(Protocol):
         ...
 
 
-class _Need(NamedTuple):
-    """What an operation looks at."""
+class _Write(Job[Batch]):
+    """An operation, and what it looks at."""
 
-    session_id: str
-    creates: bool
+    __slots__ = ("creates", "session_id")
+
+    def __init__(
+        self, operation: Callable[[Batch], object], future: asyncio.Future[Any], session_id: str, creates: bool
+    ) -> None:
+        super().__init__(operation, future)
+        self.session_id = session_id
+        self.creates = creates
 
 
 class Writer:
@@ -106,17 +117,21 @@ class Writer:
         self._sessions_cached_max = sessions_cached_max
         self._sessions: dict[str, Stored] = {}
         self._numbers: list[int] = []
-        self._submitted: list[tuple[Job[Batch], _Need]] = []
+        self._submitted: list[_Write] = []
+        self._busy: set[str] = set()
+        """Sessions of the batches that are being decided or written."""
+        self._alone = asyncio.Lock()
+        """Held by whoever uses the connection."""
         self._waiting = 0
         self._series = series
         series.watch(lambda: self._waiting)
         self._ready = asyncio.Event()
         self._closed = False
-        # Owned here and awaited by `close`: it must outlive every caller.
-        self._task = asyncio.create_task(self._work(), name="corral-postgres-writer")
+        # Owned here and awaited by `close`: they must outlive every caller.
+        self._tasks = [asyncio.create_task(self._work(), name="corral-postgres-writer") for _ in range(TASKS)]
 
-    async def submit(self, session_id: str, operation: Callable[[Batch], T], *, creates: bool = False) -> T:
-        """Run an operation on a session; its effects are durable when this returns. Raises what it raises.
+    def submit(self, session_id: str, operation: Callable[[Batch], T], *, creates: bool = False) -> asyncio.Future[T]:
+        """Run an operation on a session; its effects are durable when the future is done. Raises what it raises.
 
         When the caller is cancelled meanwhile, the operation has been committed or it has not.
         """
@@ -126,9 +141,9 @@ class Writer:
             raise Unavailable("too many writes are waiting for the database; try again shortly")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting += 1
-        self._submitted.append((Job(operation, future, (MissingBody,)), _Need(session_id, creates)))
+        self._submitted.append(_Write(operation, future, session_id, creates))
         self._ready.set()
-        return await future
+        return future
 
     def kept(self, session_id: str) -> Stored | None:
         """The session as this process last committed or read it."""
@@ -143,39 +158,52 @@ class Writer:
         """Commit what waits, then let the connection go. Idempotent."""
         self._closed = True
         self._ready.set()
-        await asyncio.wait([self._task])
+        await asyncio.wait(self._tasks)
         self._connection.terminate() if self._connection.is_closed() else await self._part()
 
     async def _part(self) -> None:
         with Caught(), anyio.move_on_after(CONNECT_SECONDS_MAX):
             await self._connection.close()
 
-    # -------------------------------------------------------------------------------------------- the one task
+    # -------------------------------------------------------------------------------------------- the two tasks
 
     async def _work(self) -> None:
         while True:
-            await self._ready.wait()
-            self._ready.clear()
-            while self._submitted:
-                taken = self._submitted[: self._batch_operations_max]
-                del self._submitted[: len(taken)]
+            taken = self._take()
+            if taken:
                 began = time.perf_counter()
                 published = await self._commit(taken)
                 self._series.committed(len(taken), time.perf_counter() - began)
                 self._settle(published, taken)
-            if self._closed:
+            elif self._closed and not self._submitted:
                 return
+            else:
+                self._ready.clear()
+                await self._ready.wait()
 
-    def _settle(self, published: Sequence[Published], taken: Sequence[tuple[Job[Batch], _Need]]) -> None:
+    def _take(self) -> list[_Write]:
+        """The next batch: at most half of all that is unfinished, and nothing of sessions that are in the other."""
+        limit = min(self._batch_operations_max, max(TOGETHER_MIN, (self._waiting + 1) // 2))
+        taken: list[_Write] = []
+        left: list[_Write] = []
+        for write in self._submitted:
+            (left if len(taken) == limit or write.session_id in self._busy else taken).append(write)
+        self._submitted = left
+        self._busy.update([write.session_id for write in taken])
+        return taken
+
+    def _settle(self, published: Sequence[Published], taken: Sequence[_Write]) -> None:
         self._waiting -= len(taken)
+        self._busy.difference_update([write.session_id for write in taken])
+        self._ready.set()
         try:
             if published:
                 self._streams.deliver(published)
         finally:
-            for job, _ in taken:
-                job.settle()
+            for write in taken:
+                write.settle()
 
-    async def _commit(self, taken: Sequence[tuple[Job[Batch], _Need]]) -> list[Published]:
+    async def _commit(self, taken: Sequence[_Write]) -> list[Published]:
         """Commit all, or say to each why not."""
         for attempt in range(ATTEMPTS_MAX):
             batch: Batch | None = None
@@ -185,51 +213,61 @@ class Writer:
             if error is None:
                 assert batch is not None
                 return list(batch.published.values())
-            self.forget(need.session_id for _, need in taken)
+            self.forget(write.session_id for write in taken)
             if not _is_worth_another(error):
                 return await self._give_up(taken, error)
         return await self._give_up(taken, Unavailable("other processes write the same sessions all the time"))
 
-    async def _give_up(self, taken: Sequence[tuple[Job[Batch], _Need]], error: Exception) -> list[Published]:
+    async def _give_up(self, taken: Sequence[_Write], error: Exception) -> list[Published]:
         if is_lost(error):
             log.warning("database_connection_lost", reason=reason(error))
             self._connection.terminate()
-            self._streams.doubt([need.session_id for _, need in taken])
+            self._streams.doubt([write.session_id for write in taken])
         elif len(taken) > 1:  # something in it cannot be stored: that alone is to fail
             return [one for each in taken for one in await self._commit([each])]
-        for job, _ in taken:
-            job.error = Unavailable(f"the database did not take the write: {reason(error)}")
-            job.error.__cause__ = error
+        for write in taken:
+            write.error = Unavailable(f"the database did not take the write: {reason(error)}")
+            write.error.__cause__ = error
         return []
 
     # ----------------------------------------------------------------------------------------------- an attempt
 
-    async def _attempt(self, taken: Sequence[tuple[Job[Batch], _Need]], *, locked: bool) -> Batch:
+    async def _attempt(self, taken: Sequence[_Write], *, locked: bool) -> Batch:
         """One try. Afterwards all of it is durable and kept, or this raises and nothing is, or nobody knows."""
-        if self._connection.is_closed():
-            self._connection = await connect_writer(self._url)
-        await self._number(sum(need.creates for _, need in taken))
-        if not locked:
-            batch = await self._decide(taken, locked=False)
-            await self._write(batch)
-        else:
-            async with self._connection.transaction():
-                batch = await self._decide(taken, locked=True)
+        foreseen = None if locked else self._foresee(taken)
+        async with self._alone:
+            if self._connection.is_closed():
+                self._connection = await connect_writer(self._url)
+            if not locked:
+                batch = foreseen or await self._decide(taken, locked=False)
                 await self._write(batch)
-        self._remember(batch)
+            else:
+                async with self._connection.transaction():
+                    batch = await self._decide(taken, locked=True)
+                    await self._write(batch)
+            self._remember(batch)
         return batch
 
-    async def _decide(self, taken: Sequence[tuple[Job[Batch], _Need]], *, locked: bool) -> Batch:
+    def _foresee(self, taken: Sequence[_Write]) -> Batch | None:
+        """The batch, decided while the connection may be busy; None when that takes more than is at hand."""
+        sessions: dict[str, Stored | None] = {}
+        for write in taken:
+            stored = self._sessions.get(write.session_id)
+            if stored is None or write.creates:
+                return None
+            sessions[write.session_id] = stored
+        batch = Batch(sessions, {}, [], self._clock.now())
+        run(taken, batch)
+        return None if batch.missing else batch
+
+    async def _decide(self, taken: Sequence[_Write], *, locked: bool) -> Batch:
         """Run all operations in memory; again, with more bodies, until none is missing."""
-        sessions = await self._load({need.session_id for _, need in taken}, locked=locked)
+        await self._number(sum(write.creates for write in taken))
+        sessions = await self._load({write.session_id for write in taken}, locked=locked)
         bodies: dict[tuple[int, int], bytes] = {}
         while True:
             batch = Batch(sessions, bodies, self._numbers, self._clock.now())
-            for job, _ in taken:
-                try:
-                    job.run(batch)
-                except MissingBody:
-                    continue
+            run(taken, batch)
             if not batch.missing:
                 return batch
             wanted = sorted(batch.missing)
@@ -305,9 +343,8 @@ class Writer:
         rows = [event_parameters(key[0], row) for key, row in batch.events.items()]
         columns = list(zip(*rows, strict=True)) if rows else [()] * 7
         numbers = [each.number for each in advanced]
-        if set(numbers) == set(guard[0]):
-            seen = dict(zip(*guard, strict=True))
-            name, expected = "append", (numbers, [seen[number] for number in numbers])
+        if len(numbers) == len(guard[0]):
+            name, expected = "append", (numbers, [each.version for each in advanced])
         else:
             name, expected = "append_beside_reads", (*guard, numbers)
         await self._connection.execute(
@@ -328,8 +365,9 @@ class Writer:
             self._sessions.pop(session_id, None)
             if stored is None:
                 continue
-            is_written = stored.number in batch.advanced or stored.number in batch.created
-            self._sessions[session_id] = stored._replace(version=stored.version + 1) if is_written else stored
+            if stored.number in batch.advanced or stored.number in batch.created:
+                stored = msgspec.structs.replace(stored, version=stored.version + 1)
+            self._sessions[session_id] = stored
         while len(self._sessions) > self._sessions_cached_max:
             del self._sessions[next(iter(self._sessions))]
 

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
+import msgspec
+
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
@@ -69,7 +71,7 @@ class Batch:
         assert number is not None
         self._connection.execute(SQL["put_document"], parameters | {"number": number})
         insert_all(self._connection, "put_states", [(number, state_body)])
-        self._keep(stored._replace(number=number), outcome)
+        self._keep(msgspec.structs.replace(stored, number=number), outcome)
         self.spent += cost(None, stored.state)
         return outcome.committed
 
@@ -94,7 +96,7 @@ class Batch:
         """`EventLog.claim`."""
         committed = self.transact(session_id, decide, None, None)
         decided = self._get(session_id, None)
-        after = decided._replace(epoch=decided.epoch + 1)
+        after = msgspec.structs.replace(decided, epoch=decided.epoch + 1)
         self._write_status(after)
         self.sessions[session_id] = after
         return Claim(after.epoch, committed)

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, zip_longest
 
+import msgspec
+
 from corral.domain.query import Record
 from corral.domain.session import SessionState
 from corral.interfaces.store import Restored
@@ -68,7 +70,7 @@ class Restoring:
         blank = Stored(0, restored.session, SessionState(thread_id=""), 0)
         number = self._connection.execute(SQL["insert_session"], session_parameters(blank)).lastrowid
         assert number is not None
-        self._connection.execute(SQL["put_document"], session_parameters(blank._replace(number=number)))
+        self._connection.execute(SQL["put_document"], session_parameters(msgspec.structs.replace(blank, number=number)))
         count = self._insert_events(number, restored)
         state = restored.state()
         assert state.seq == count, "the state counts the events"

@@ -8,7 +8,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+import msgspec
 
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState
@@ -24,7 +26,7 @@ Value: TypeAlias = str | bytes | int | None
 EventParameters: TypeAlias = tuple[int, str, str, int | None, bytes, bytes | None]
 
 
-class Stored(NamedTuple):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A session as it is, with the number that its rows are found by."""
 
     number: int
@@ -40,9 +42,8 @@ def positions(number: int) -> tuple[int, int]:
 
 def event_parameters(number: int, row: EventRow) -> EventParameters:
     """For `insert_events`."""
-    seq, event_id, kind, processed_at, body, private = row
-    stamped = None if processed_at is None else micros(processed_at)
-    return (number << SEQ_BITS | seq, event_id, kind, stamped, body, private)
+    stamped = None if row.processed_at is None else micros(row.processed_at)
+    return number << SEQ_BITS | row.seq, row.id, row.type, stamped, row.body, row.private
 
 
 def session_parameters(stored: Stored) -> dict[str, Value]:

@@ -23,7 +23,7 @@ import anyio.to_thread
 from corral.errors import Unavailable
 from corral.interfaces.bus import Bus, Frame
 from corral.interfaces.clock import Clock
-from corral.storage.jobs import Caught, Job
+from corral.storage.jobs import Caught, Job, run
 from corral.storage.series import StoreSeries
 from corral.storage.sqlite_batch import Batch
 from corral.storage.sqlite_rows import SQL, Stored
@@ -63,8 +63,8 @@ class Writer:
         self._os_thread = threading.Thread(target=self._work, name="corral-sqlite-writer", daemon=True)
         self._os_thread.start()
 
-    async def submit(self, operation: Callable[[Batch], T]) -> T:
-        """Run an operation; its effects are on disk when this returns. Raises what the operation raises.
+    def submit(self, operation: Callable[[Batch], T]) -> asyncio.Future[T]:
+        """Run an operation; its effects are on disk when the future is done. Raises what the operation raises.
 
         When the caller is cancelled meanwhile, the operation has been committed or it has not.
         """
@@ -76,8 +76,8 @@ class Writer:
         self._waiting += 1
         if not self._submitted:
             self._loop.call_soon(self._hand_over)
-        self._submitted.append(Job(operation, future, (sqlite3.Error,)))
-        return await future
+        self._submitted.append(Job(operation, future))
+        return future
 
     def committed(self, session_id: str) -> Stored | None:
         """The session as last committed, if it is in memory. Callable from any thread: a lookup is atomic."""
@@ -132,8 +132,7 @@ class Writer:
         batch = Batch(self._connection, self.committed, self._clock.now())
         with Caught() as caught:
             self._connection.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                job.run(batch)
+            run(jobs, batch, let_through=(sqlite3.Error,))
             batch.flush()
             self._connection.execute("COMMIT")
         if caught.error is None:

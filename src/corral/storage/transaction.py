@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
 
 import msgspec
 
@@ -21,7 +20,7 @@ from corral.interfaces.event_log import Committed, Decide
 from corral.storage.frames import EventRow, frame_of, read_event, row_of
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What is to be written, and what the caller and the streams are told afterwards."""
 
     committed: Committed
@@ -53,36 +52,34 @@ def outcome_of(
     Time never runs backwards in a session: a clock that was set back stands still until it has caught up."""
     now = max(now, session.created_at, state.last_at or now)
     decision = decide(session, state, now)
+    session = decision.session or session
     if not decision.changes:
-        return Outcome(Committed(decision.session or session, state, (), decision.step), (), (), ())
-    after, changed = commit(state, decision.changes, now)
-    changed, rows, moved = _written(changed, queued_body)
+        return Outcome(Committed(session, state, (), decision.step), (), (), ())
+    after = commit(state, decision.changes, now)
+    changed = after.rows
+    moved = {row.moved_from for row in changed if row.moved_from is not None}
+    if moved:
+        changed = _filled(changed, queued_body)
+    rows = tuple([row_of(row) for row in changed])
     frames = tuple([frame_of(session.id, row) for row in rows])
     if moved and len(rows) > 1:
         # An event may be accepted and taken up in the same transaction: then its first row is never stored.
         fresh = {row.seq for row in rows} & moved
         rows, moved = tuple(row for row in rows if row.seq not in fresh), moved - fresh
-    return Outcome(Committed(decision.session or session, after, changed, decision.step), rows, tuple(moved), frames)
+    return Outcome(Committed(session, after.state, changed, decision.step), rows, tuple(moved), frames)
 
 
-def _written(
-    changed: tuple[Row, ...], queued_body: Callable[[int], bytes]
-) -> tuple[tuple[Row, ...], tuple[EventRow, ...], set[int]]:
-    """The rows with the events of moved ones filled in, the same encoded, and where moved ones stood."""
-    rows: list[EventRow] = []
+def _filled(changed: tuple[Row, ...], queued_body: Callable[[int], bytes]) -> tuple[Row, ...]:
+    """The rows, those of queued events that are taken up now with their event."""
+    fresh = {row.seq: row.event for row in changed}
     filled: list[Row] = []
-    moved: set[int] = set()
     for row in changed:
-        seq, _, event, processed_at, private, moved_from = row
-        if event is None:
-            assert moved_from is not None, "only a moved row comes without its event"
-            body = next((each.body for each in rows if each.seq == moved_from), None)
-            event = msgspec.structs.replace(read_event(body or queued_body(moved_from)), processed_at=processed_at)
-            row = row._replace(event=event)
-            moved.add(moved_from)
+        if row.moved_from is not None:
+            event = fresh.get(row.moved_from) or read_event(queued_body(row.moved_from))
+            event = msgspec.structs.replace(event, processed_at=row.processed_at)
+            row = msgspec.structs.replace(row, event=event)
         filled.append(row)
-        rows.append(row_of(seq, event, processed_at, private))
-    return tuple(filled) if moved else changed, tuple(rows), moved
+    return tuple(filled)
 
 
 def cost(before: SessionState | None, after: SessionState) -> int:
