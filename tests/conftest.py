@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
 from tests import postgres_server, temporal_server
+from tests.counterpart import Counterpart
 from tests.requirements import REQUIREMENTS
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Corral runs on asyncio (uvloop); async tests are marked `@pytest.mark.anyio`."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def _counterpart() -> Iterator[Counterpart]:
+    counterpart = Counterpart()
+    yield counterpart
+    counterpart.stop()
+
+
+@pytest.fixture
+def counterpart(_counterpart: Counterpart) -> Counterpart:
+    """A model server that answers what the test tells it to."""
+    _counterpart.forget()
+    return _counterpart
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

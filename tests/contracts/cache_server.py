@@ -12,20 +12,17 @@ must send back: each of its own messages, thinking and signatures included, as i
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import msgspec
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from corral.serving import bind
+from tests.counterpart import ServerThread
 
 Json = dict[str, Any]
 
@@ -130,7 +127,7 @@ def _blocks(body: Json) -> Iterator[Block]:
 # ------------------------------------------------------------------------------------------------- the server
 
 
-class CacheServer:
+class CacheServer(ServerThread):
     """The server, in a thread."""
 
     def __init__(self, cache: Cache | None = None) -> None:
@@ -141,19 +138,7 @@ class CacheServer:
         self.problems: list[str] = []
         """What the client sent that the API would refuse."""
         self._said: list[list[Json]] = []
-        self._listener = bind("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        app = Starlette(routes=[Route("/v1/messages", self._answer, methods=["POST"])])
-        config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
-        self._os_thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
-        self._os_thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._server.should_exit = True
-        self._os_thread.join(10)
-        self._listener.close()
+        super().__init__(Route("/v1/messages", self._answer, methods=["POST"]))
 
     async def _answer(self, request: Request) -> Response:
         body: Json = msgspec.json.decode(await request.body())

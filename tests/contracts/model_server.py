@@ -6,14 +6,11 @@ or misplaces something on the way out is seen to; the answer goes out in the wor
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -30,6 +27,7 @@ from corral.errors import (
     ProviderUnreachable,
 )
 from corral.providers.scripted import ScriptedProvider
+from tests.counterpart import ServerThread, data
 
 Json = dict[str, Any]
 
@@ -53,28 +51,14 @@ class Wire(NamedTuple):
     ends_with: str = ""
 
 
-class ModelServer:
+class ModelServer(ServerThread):
     """The server, in a thread."""
 
     def __init__(self) -> None:
         self.requests: list[ModelRequest] = []
         self.gone = threading.Event()
         """Set when a stream is over, in whatever way."""
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        routes = [Route(path, self._answer, methods=["POST"]) for path in WIRES]
-        config = uvicorn.Config(
-            Starlette(routes=routes), lifespan="off", log_level="critical", timeout_graceful_shutdown=1
-        )
-        self._server = uvicorn.Server(config)
-        self._os_thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-        self._os_thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._os_thread.join(5)
-        self._socket.close()
-        assert not self._os_thread.is_alive()
+        super().__init__(*(Route(path, self._answer, methods=["POST"]) for path in WIRES))
 
     async def _answer(self, request: Request) -> Response:
         wire = WIRES[request.url.path]
@@ -92,13 +76,13 @@ class ModelServer:
     async def _events(self, wire: Wire, first: ModelChunk, rest: AsyncGenerator[ModelChunk]) -> AsyncGenerator[str]:
         try:
             for event in wire.write(first):
-                yield _sse(event)
+                yield data(event)
             async for chunk in rest:
                 for event in wire.write(chunk):
-                    yield _sse(event)
+                    yield data(event)
             yield wire.ends_with
         except ProviderError as error:
-            yield _sse(error_body(error))
+            yield data(error_body(error))
         finally:
             self.gone.set()
 
@@ -108,11 +92,6 @@ def error_body(error: ProviderError) -> Json:
     _, kind, code = ERRORS[type(error)]
     message = "prompt is too long" if isinstance(error, ContextOverflow) else error.message
     return {"type": "error", "error": {"type": kind, "code": code, "message": message}}
-
-
-def _sse(event: Json) -> str:
-    name = f"event: {event['type']}\n" if "type" in event else ""
-    return f"{name}data: {msgspec.json.encode(event).decode()}\n\n"
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -6,7 +6,7 @@ makes of broken streams is tested in `tests/crash`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
 import anyio
@@ -23,20 +23,8 @@ from corral.interfaces.provider import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_clouds import Cloud
 from corral.providers.openai import OpenAIProvider
-from tests.unit.openai_server import (
-    CHAT_HELLO,
-    KEY,
-    REQUEST,
-    RESPONSES_HELLO,
-    Counterpart,
-    Hanging,
-    Json,
-    added,
-    chat_call,
-    chat_chunk,
-    data,
-    event,
-)
+from tests.counterpart import KEY, REQUEST, Counterpart, Hanging, Json, data
+from tests.unit.openai_words import CHAT_HELLO, RESPONSES_HELLO, added, chat_call, chat_chunk, event
 from tests.unit.test_clouds import AMAZON, ANSWER, chunk
 
 pytestmark = pytest.mark.anyio
@@ -63,19 +51,19 @@ def encoded(*events: Json) -> tuple[bytes, ...]:
 
 
 def through_messages(url: str) -> Provider:
-    return AnthropicProvider(api_key=KEY, base_url=url.removesuffix("/v1"), idle_seconds=IDLE_SECONDS)
+    return AnthropicProvider(api_key=KEY, base_url=url, idle_seconds=IDLE_SECONDS)
 
 
 def through_chat(url: str) -> Provider:
-    return OpenAIProvider(api_key=KEY, base_url=url, wire="chat", idle_seconds=IDLE_SECONDS)
+    return OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", wire="chat", idle_seconds=IDLE_SECONDS)
 
 
 def through_responses(url: str) -> Provider:
-    return OpenAIProvider(api_key=KEY, base_url=url, wire="responses", idle_seconds=IDLE_SECONDS)
+    return OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", wire="responses", idle_seconds=IDLE_SECONDS)
 
 
 def through_bedrock(url: str) -> Provider:
-    cloud = Cloud("bedrock", "eu-north-1", url=url.removesuffix("/v1"), token=KEY)
+    cloud = Cloud("bedrock", "eu-north-1", url=url, token=KEY)
     return AnthropicProvider(cloud=cloud, idle_seconds=IDLE_SECONDS)
 
 
@@ -128,32 +116,14 @@ WIRES: Mapping[str, Wire] = {
 }
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def _counterpart() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
-@pytest.fixture
-def server(_counterpart: Counterpart) -> Counterpart:
-    _counterpart.forget()
-    return _counterpart
-
-
 @pytest.fixture(params=list(WIRES))
 def wire(request: pytest.FixtureRequest) -> Wire:
     return WIRES[str(request.param)]
 
 
 @pytest.fixture
-async def provider(server: Counterpart, wire: Wire) -> AsyncIterator[Provider]:
-    provider = wire.provider(server.url)
+async def provider(counterpart: Counterpart, wire: Wire) -> AsyncIterator[Provider]:
+    provider = wire.provider(counterpart.url)
     yield provider
     await provider.close()
 
@@ -175,7 +145,7 @@ async def check(provider: Provider) -> None:
     assert (last.stop_reason, last.malformed_tool_inputs) == ("tool_use", ())
 
 
-async def test_the_pieces_may_be_cut_anywhere(server: Counterpart, wire: Wire, provider: Provider) -> None:
+async def test_the_pieces_may_be_cut_anywhere(counterpart: Counterpart, wire: Wire, provider: Provider) -> None:
     whole = b"".join((*wire.pieces, *wire.end))
 
     async def handler(_: Request) -> Response:
@@ -185,41 +155,43 @@ async def test_the_pieces_may_be_cut_anywhere(server: Counterpart, wire: Wire, p
 
         return StreamingResponse(body(), media_type=wire.kind)
 
-    server.handler = handler
+    counterpart.handler = handler
     await check(provider)
 
 
-async def test_events_that_nobody_knows_are_skipped(server: Counterpart, wire: Wire, provider: Provider) -> None:
-    server.answers(b"".join(each + wire.strange for each in wire.pieces) + b"".join(wire.end), kind=wire.kind)
+async def test_events_that_nobody_knows_are_skipped(counterpart: Counterpart, wire: Wire, provider: Provider) -> None:
+    counterpart.answers(b"".join(each + wire.strange for each in wire.pieces) + b"".join(wire.end), kind=wire.kind)
     await check(provider)
 
 
-async def test_an_answer_that_breaks_off_is_none(server: Counterpart, wire: Wire, provider: Provider) -> None:
+async def test_an_answer_that_breaks_off_is_none(counterpart: Counterpart, wire: Wire, provider: Provider) -> None:
     begun = b"".join(wire.pieces)
     for cut in range(CUTS + 1):
-        server.answers(begun[: len(begun) * cut // CUTS], kind=wire.kind)
+        counterpart.answers(begun[: len(begun) * cut // CUTS], kind=wire.kind)
         with pytest.raises(ProviderUnreachable):
             await chunks_of(provider)
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/json", "application/octet-stream", ""])
 async def test_another_content_type_is_no_answer(
-    server: Counterpart, wire: Wire, provider: Provider, kind: str
+    counterpart: Counterpart, wire: Wire, provider: Provider, kind: str
 ) -> None:
-    server.answers(b"".join((*wire.pieces, *wire.end)), kind=kind)
+    counterpart.answers(b"".join((*wire.pieces, *wire.end)), kind=kind)
     with pytest.raises(ProviderUnreachable, match="instead of an event stream"):
         await chunks_of(provider)
 
 
-async def test_a_success_that_holds_an_error_is_that_error(server: Counterpart, wire: Wire, provider: Provider) -> None:
+async def test_a_success_that_holds_an_error_is_that_error(
+    counterpart: Counterpart, wire: Wire, provider: Provider
+) -> None:
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "come back later"}}
-    server.answers(msgspec.json.encode(error), kind="application/json")
+    counterpart.answers(msgspec.json.encode(error), kind="application/json")
     with pytest.raises(ProviderOverloaded, match="come back later"):
         await chunks_of(provider)
 
 
-async def test_a_server_that_falls_silent_is_left(server: Counterpart, wire: Wire, provider: Provider) -> None:
-    server.handler = hanging = Hanging(b"".join(wire.pieces), kind=wire.kind)
+async def test_a_server_that_falls_silent_is_left(counterpart: Counterpart, wire: Wire, provider: Provider) -> None:
+    counterpart.handler = hanging = Hanging(b"".join(wire.pieces), kind=wire.kind)
     with pytest.raises(ProviderUnreachable):
         await chunks_of(provider)
     assert await anyio.to_thread.run_sync(hanging.gone.wait, 30)
@@ -227,10 +199,10 @@ async def test_a_server_that_falls_silent_is_left(server: Counterpart, wire: Wir
 
 @pytest.mark.parametrize("junk", [b"data: {not json}\n\n", b"data: \xff\xfe\n\n", b'data: [1, "x"]\n\n', b"\x00" * 40])
 async def test_junk_in_the_middle_is_no_answer(
-    server: Counterpart, wire: Wire, provider: Provider, junk: bytes
+    counterpart: Counterpart, wire: Wire, provider: Provider, junk: bytes
 ) -> None:
-    server.answers(b"".join(wire.pieces[:3]) + junk, kind=wire.kind)
+    counterpart.answers(b"".join(wire.pieces[:3]) + junk, kind=wire.kind)
     with pytest.raises(ProviderUnreachable):
         await chunks_of(provider)
-    server.answers(b"".join((*wire.pieces, *wire.end)), kind=wire.kind)
+    counterpart.answers(b"".join((*wire.pieces, *wire.end)), kind=wire.kind)
     await check(provider)

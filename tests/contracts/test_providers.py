@@ -152,11 +152,6 @@ def fixtures() -> object:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 def stand_in() -> Iterator[ModelServer]:
     server = ModelServer()
     yield server

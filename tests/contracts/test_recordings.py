@@ -27,7 +27,7 @@ from corral.domain.inference import ModelResponse
 from corral.interfaces.provider import Provider
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.openai import OpenAIProvider
-from tests.unit.openai_server import KEY, REQUEST, Counterpart
+from tests.counterpart import KEY, REQUEST, Counterpart
 
 pytestmark = pytest.mark.anyio
 
@@ -185,15 +185,15 @@ def told_by(response: ModelResponse) -> Told:
 
 
 def through_messages(url: str) -> Provider:
-    return AnthropicProvider(api_key=KEY, base_url=url.removesuffix("/v1"))
+    return AnthropicProvider(api_key=KEY, base_url=url)
 
 
 def through_chat(url: str) -> Provider:
-    return OpenAIProvider(api_key=KEY, base_url=url, wire="chat")
+    return OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", wire="chat")
 
 
 def through_responses(url: str) -> Provider:
-    return OpenAIProvider(api_key=KEY, base_url=url, wire="responses")
+    return OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", wire="responses")
 
 
 WIRES: Mapping[str, Wire] = {
@@ -218,29 +218,17 @@ WIRES: Mapping[str, Wire] = {
 }
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
 @pytest.fixture(params=list(WIRES))
 async def wire(request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
     yield WIRES[str(request.param)]
 
 
-async def test_what_a_service_once_said_is_read_as_it_was_meant(server: Counterpart, wire: Wire) -> None:
+async def test_what_a_service_once_said_is_read_as_it_was_meant(counterpart: Counterpart, wire: Wire) -> None:
     archive = fetched(PACKAGES[wire.package])
-    provider = wire.provider(server.url)
+    provider = wire.provider(counterpart.url)
     signed = count = 0
     for count, recording in enumerate(recordings(archive, wire.begins), 1):  # noqa: B007  # counted, for the check below
-        server.answers(recording.body)
+        counterpart.answers(recording.body)
         with anyio.fail_after(30):
             last = [chunk async for chunk in provider.stream(REQUEST)][-1]
         assert isinstance(last, ModelResponse), recording.name

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.counterpart import Counterpart
 from tests.e2e.conftest import ServerProcess, serving
 from tests.e2e.sessions import history, new_session, reading, send, texts
-from tests.unit.openai_server import CHAT_HELLO, Counterpart, chat, chat_chunk
+from tests.unit.openai_words import CHAT_HELLO, chat, chat_chunk
 
 TOML = """
-openai_base_url = "{url}"
+openai_base_url = "{url}/v1"
 [[models]]
 pattern = "first"
 provider = "openai"
@@ -31,16 +32,14 @@ cache_write_1h = 0
 """
 
 
-@pytest.fixture(scope="module")
-def first() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
+@pytest.fixture
+def first(counterpart: Counterpart) -> Counterpart:
+    """The server of the first model."""
+    return counterpart
 
 
 @pytest.fixture
 def server(first: Counterpart) -> Iterator[ServerProcess]:
-    first.forget()
     with serving() as running:
         running.stop()
         running.config.write_text(TOML.format(url=first.url), encoding="utf-8")

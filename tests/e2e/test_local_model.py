@@ -35,11 +35,6 @@ TASK = (
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def provider(anyio_backend: str) -> AsyncGenerator[LocalProvider]:
     provider = LocalProvider(SETTINGS.local_model, SETTINGS.cache_dir)
     yield provider

@@ -37,7 +37,7 @@ from corral.errors import (
 )
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_clouds import LIBRARIES, Cloud, CloudName
-from tests.unit.openai_server import REQUEST, Counterpart, Hanging, Json, data
+from tests.counterpart import REQUEST, Counterpart, Hanging, Json, data
 
 pytestmark = pytest.mark.anyio
 
@@ -76,38 +76,21 @@ def exception(kind: str, message: str) -> bytes:
     return frame(payload, exception_type=kind, content_type="application/json", message_type="exception")
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def _counterpart() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
 @pytest.fixture
-def server(_counterpart: Counterpart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counterpart:
+def server(counterpart: Counterpart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counterpart:
     """The server, and credentials for it alone: whatever this machine has is out of reach."""
-    _counterpart.forget()
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_BEARER_TOKEN_BEDROCK", "CLOUD_ML_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDOFTHETEST")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
-    return _counterpart
-
-
-def origin(server: Counterpart) -> str:
-    return server.url.removesuffix("/v1")
+    return counterpart
 
 
 @pytest.fixture
 async def bedrock(server: Counterpart) -> AsyncIterator[AnthropicProvider]:
-    provider = AnthropicProvider(cloud=Cloud("bedrock", "eu-north-1", url=origin(server)), idle_seconds=10)
+    provider = AnthropicProvider(cloud=Cloud("bedrock", "eu-north-1", url=server.url), idle_seconds=10)
     yield provider
     await provider.close()
 
@@ -154,7 +137,7 @@ async def test_the_same_request_is_sent_to_bedrock_in_the_same_bytes(
 
 async def test_a_bedrock_key_goes_as_a_bearer_token_and_never_into_an_error(server: Counterpart) -> None:
     server.answers('{"message": "bedrock-key-of-the-test is wrong"}', status=403, kind="application/json")
-    cloud = Cloud("bedrock", "eu-north-1", url=origin(server), token="bedrock-key-of-the-test")
+    cloud = Cloud("bedrock", "eu-north-1", url=server.url, token="bedrock-key-of-the-test")
     provider = AnthropicProvider(cloud=cloud)
     with pytest.raises(ProviderRefused) as caught:
         await chunks_of(provider)
@@ -244,7 +227,7 @@ async def test_what_bedrock_lacks_is_said_and_not_tried_again(
     if missing == "credentials":
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    provider = AnthropicProvider(cloud=Cloud("bedrock", region, url=origin(server)))
+    provider = AnthropicProvider(cloud=Cloud("bedrock", region, url=server.url))
     with pytest.raises(ProviderRefused, match="no access to bedrock"):
         await chunks_of(provider)
     await provider.close()
@@ -267,7 +250,7 @@ def vertex_account(server: Counterpart, monkeypatch: pytest.MonkeyPatch, tmp_pat
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     account = tmp_path / "account.json"
-    fields = {"client_email": "a@b.c", "private_key": pem, "token_uri": f"{origin(server)}/token"}
+    fields = {"client_email": "a@b.c", "private_key": pem, "token_uri": f"{server.url}/token"}
     account.write_text(json.dumps({"type": "service_account", "project_id": "its-own", **fields}))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
 
@@ -285,7 +268,7 @@ def vertex_account(server: Counterpart, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 async def test_vertex_is_asked_with_a_token_of_the_account(vertex_account: Counterpart) -> None:
-    cloud = Cloud("vertex", "europe-west1", "herd", f"{vertex_account.url}")
+    cloud = Cloud("vertex", "europe-west1", "herd", f"{vertex_account.url}/v1")
     provider = AnthropicProvider(cloud=cloud)
     check(await chunks_of(provider))
     await provider.close()
@@ -303,7 +286,7 @@ async def test_vertex_without_credentials_is_said_and_not_tried_again(
     server: Counterpart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
-    provider = AnthropicProvider(cloud=Cloud("vertex", "europe-west1", "herd", server.url))
+    provider = AnthropicProvider(cloud=Cloud("vertex", "europe-west1", "herd", f"{server.url}/v1"))
     with pytest.raises(ProviderRefused, match="no access to vertex"):
         await chunks_of(provider)
     await provider.close()
@@ -317,7 +300,7 @@ async def test_vertex_errors_are_ours(vertex_account: Counterpart) -> None:
         return await granted(request) if request.url.path == "/token" else JSONResponse(busy, 429)
 
     vertex_account.handler = handler
-    provider = AnthropicProvider(cloud=Cloud("vertex", "europe-west1", "herd", vertex_account.url))
+    provider = AnthropicProvider(cloud=Cloud("vertex", "europe-west1", "herd", f"{vertex_account.url}/v1"))
     with pytest.raises(ProviderRateLimited, match="Quota exceeded"):
         await chunks_of(provider)
     await provider.close()
@@ -329,7 +312,7 @@ async def test_vertex_errors_are_ours(vertex_account: Counterpart) -> None:
 async def test_the_cloud_is_chosen_in_corral_toml(server: Counterpart, tmp_path: Path) -> None:
     file = tmp_path / "corral.toml"
     file.write_text(
-        f'[anthropic]\nplatform = "bedrock"\nregion = "eu-north-1"\nplatform_url = "{origin(server)}"\n'
+        f'[anthropic]\nplatform = "bedrock"\nregion = "eu-north-1"\nplatform_url = "{server.url}"\n'
         '[[models]]\npattern = "claude-*"\nprovider = "anthropic"\nmodel = "eu.anthropic.claude-opus-5-v1:0"\n'
     )
     server.answers(b"".join(map(chunk, ANSWER)), kind=AMAZON)

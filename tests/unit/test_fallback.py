@@ -5,7 +5,7 @@ The first model is a real HTTP server that answers with hand-written bytes; the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Literal
 
 import anyio
@@ -34,27 +34,10 @@ from corral.harness.answer import total
 from corral.providers.openai import OpenAIProvider
 from corral.providers.routing import RoutedProvider, supported_effort
 from corral.providers.scripted import ScriptedProvider
-from tests.unit.openai_server import CHAT_HELLO, KEY, Counterpart, chat, chat_chunk
+from tests.counterpart import KEY, Counterpart
+from tests.unit.openai_words import CHAT_HELLO, chat, chat_chunk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.requirement("F068")]
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def _counterpart() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
-@pytest.fixture
-def server(_counterpart: Counterpart) -> Counterpart:
-    _counterpart.forget()
-    return _counterpart
 
 
 def routed(server: Counterpart, *on: Literal["refusal", "outage"], fallback: str | None = "second") -> RoutedProvider:
@@ -62,9 +45,11 @@ def routed(server: Counterpart, *on: Literal["refusal", "outage"], fallback: str
         ModelRoute(pattern="first", provider="openai", fallback=fallback, fallback_on=on),
         ModelRoute(pattern="second", provider="scripted", fallback="first"),
     )
-    return RoutedProvider(
-        routes, {"openai": lambda: OpenAIProvider(api_key=KEY, base_url=server.url), "scripted": ScriptedProvider}
-    )
+
+    def openai() -> OpenAIProvider:
+        return OpenAIProvider(api_key=KEY, base_url=f"{server.url}/v1")
+
+    return RoutedProvider(routes, {"openai": openai, "scripted": ScriptedProvider})
 
 
 @pytest.fixture
@@ -236,7 +221,7 @@ def test_effort_is_brought_down_to_what_the_model_has(
 )
 async def test_the_catalogue_knows_the_levels_of_a_model(server: Counterpart, model: str, sent: str | None) -> None:
     server.answers(chat(*CHAT_HELLO, chat_chunk("stop")))
-    environ = {"HOME": "/nonexistent", "OPENAI_BASE_URL": server.url}
+    environ = {"HOME": "/nonexistent", "OPENAI_BASE_URL": f"{server.url}/v1"}
     provider = make_provider(load(environ=environ, overrides={"models": ()}))
     await chunks_of(provider, msgspec.structs.replace(asking(model=model), effort="xhigh"))
     await provider.close()

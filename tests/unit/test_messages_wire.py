@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import anyio
 import anyio.to_thread
 import msgspec
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import Response
 
 from corral.domain.content import (
     RedactedThinkingBlock,
@@ -46,72 +42,9 @@ from corral.errors import (
 from corral.providers.anthropic import AnthropicProvider
 from corral.providers.messages_request import WireRequest, encode_request
 from corral.providers.messages_wire import MessagesClient
+from tests.counterpart import KEY, REQUEST, Counterpart, Hanging, Json, data
 
 pytestmark = pytest.mark.anyio
-
-KEY = "sk-ant-secret-of-the-test"
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Counterpart:
-    """A model server in a thread; `handler` decides what it answers next."""
-
-    def __init__(self) -> None:
-        self.handler: Handler = _not_set
-        self.bodies: list[bytes] = []
-        self.headers: list[dict[str, str]] = []
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        app = Starlette(routes=[Route("/v1/messages", self._answer, methods=["POST"])])
-        config = uvicorn.Config(
-            app, lifespan="off", log_level="critical", date_header=False, timeout_graceful_shutdown=1
-        )
-        self._server = uvicorn.Server(config)
-        self._os_thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-        self._os_thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._os_thread.join(5)
-        self._socket.close()
-        assert not self._os_thread.is_alive()
-
-    def answers(self, body: str | bytes, *, status: int = 200, kind: str = "text/event-stream", **headers: str) -> None:
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
-
-        async def handler(_: Request) -> Response:
-            return Response(body, status, {"content-type": kind, **names})
-
-        self.handler = handler
-
-    async def _answer(self, request: Request) -> Response:
-        self.bodies.append(await request.body())
-        self.headers.append(dict(request.headers))
-        return await self.handler(request)
-
-
-async def _not_set(_: Request) -> Response:
-    return Response("the test has set no handler", 500)
-
-
-@pytest.fixture(scope="module")
-def _counterpart() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
-@pytest.fixture
-def server(_counterpart: Counterpart) -> Counterpart:
-    _counterpart.handler = _not_set
-    _counterpart.bodies.clear()
-    _counterpart.headers.clear()
-    return _counterpart
 
 
 @pytest.fixture
@@ -121,29 +54,22 @@ async def client(server: Counterpart) -> AsyncIterator[MessagesClient]:
     await client.close()
 
 
-REQUEST = ModelRequest(
-    model="m",
-    system="",
-    messages=(PromptMessage(role="user", content=(TextBlock(text="hi"),)),),
-    tools=(),
-    output_tokens_max=100,
-)
 WIRE = WireRequest(encode_request(REQUEST), {})
 
 
-def sse(*events: dict[str, object]) -> str:
-    return "".join(f"event: {event['type']}\ndata: {msgspec.json.encode(event).decode()}\n\n" for event in events)
+def sse(*events: Json) -> str:
+    return "".join(map(data, events))
 
 
-def start(index: int, **block: object) -> dict[str, object]:
+def start(index: int, **block: object) -> Json:
     return {"type": "content_block_start", "index": index, "content_block": block}
 
 
-def delta(index: int, kind: str, **fields: object) -> dict[str, object]:
+def delta(index: int, kind: str, **fields: object) -> Json:
     return {"type": "content_block_delta", "index": index, "delta": {"type": kind, **fields}}
 
 
-def end(reason: str | None = "end_turn", **fields: object) -> tuple[dict[str, object], ...]:
+def end(reason: str | None = "end_turn", **fields: object) -> tuple[Json, ...]:
     return {"type": "message_delta", "delta": {"stop_reason": reason}, **fields}, {"type": "message_stop"}
 
 
@@ -162,7 +88,7 @@ async def response_of(client: MessagesClient) -> ModelResponse:
 
 
 async def test_text_is_previewed_and_then_whole(server: Counterpart, client: MessagesClient) -> None:
-    opening: dict[str, object] = {"type": "message_start", "message": {"usage": {"input_tokens": 7}}}
+    opening: Json = {"type": "message_start", "message": {"usage": {"input_tokens": 7}}}
     server.answers(sse(opening, {"type": "ping"}, *HELLO, *end(usage={"output_tokens": 3})))
     *previews, response = await chunks_of(client)
     assert previews == [BlockStarted(0, "text"), TextDelta(0, "Hel"), TextDelta(0, "lo")]
@@ -246,7 +172,7 @@ async def test_thinking_keeps_its_signature_and_redacted_thinking_its_data(
 
 
 async def test_unknown_events_blocks_and_deltas_are_skipped(server: Counterpart, client: MessagesClient) -> None:
-    strange: tuple[dict[str, object], ...] = (
+    strange: tuple[Json, ...] = (
         {"type": "telepathy", "delta": "not an object"},
         start(0, type="hologram", pixels=[1]),
         delta(0, "text_delta", text="not shown"),
@@ -272,7 +198,7 @@ async def test_text_blocks_that_stay_empty_are_no_blocks(server: Counterpart, cl
 
 
 async def test_usage_is_counted_by_cache_and_never_shrinks(server: Counterpart, client: MessagesClient) -> None:
-    usage: dict[str, object] = {
+    usage: Json = {
         "input_tokens": 10,
         "output_tokens": 1,
         "cache_read_input_tokens": 30,
@@ -297,7 +223,7 @@ async def test_cache_writes_without_a_breakdown_are_the_short_ones(server: Count
 
 async def test_a_refusal_tells_category_and_explanation(server: Counterpart, client: MessagesClient) -> None:
     details = {"type": "refusal", "category": "cyber", "explanation": "No."}
-    ending: dict[str, object] = {
+    ending: Json = {
         "type": "message_delta",
         "delta": {"stop_reason": "refusal", "stop_details": details},
     }
@@ -461,25 +387,8 @@ async def test_nobody_listening_is_unreachable() -> None:
     await client.close()
 
 
-class Hanging:
-    """A handler that sends a beginning and then nothing, and notices when the client goes."""
-
-    def __init__(self) -> None:
-        self.gone = threading.Event()
-
-    async def __call__(self, _: Request) -> Response:
-        return StreamingResponse(self._body(), media_type="text/event-stream")
-
-    async def _body(self) -> AsyncIterator[str]:
-        try:
-            yield sse(*HELLO)
-            await anyio.sleep_forever()
-        finally:
-            self.gone.set()
-
-
 async def test_a_silent_server_is_given_up_after_the_idle_time(server: Counterpart) -> None:
-    server.handler = hanging = Hanging()
+    server.handler = hanging = Hanging(sse(*HELLO))
     client = MessagesClient(base_url=server.url, api_key=KEY, idle_seconds=0.2)
     with pytest.raises(ProviderUnreachable, match="Timeout"):
         await chunks_of(client)
@@ -488,7 +397,7 @@ async def test_a_silent_server_is_given_up_after_the_idle_time(server: Counterpa
 
 
 async def test_closing_early_cuts_the_connection(server: Counterpart, client: MessagesClient) -> None:
-    server.handler = hanging = Hanging()
+    server.handler = hanging = Hanging(sse(*HELLO))
     with anyio.fail_after(5):
         async with aclosing(client.stream(WIRE)) as chunks:
             assert await anext(chunks) == BlockStarted(0, "text")
@@ -496,7 +405,7 @@ async def test_closing_early_cuts_the_connection(server: Counterpart, client: Me
 
 
 async def test_cancelling_cuts_the_connection(server: Counterpart, client: MessagesClient) -> None:
-    server.handler = hanging = Hanging()
+    server.handler = hanging = Hanging(sse(*HELLO))
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             chunks = client.stream(WIRE)
@@ -512,8 +421,8 @@ async def _drain(chunks: AsyncIterator[ModelChunk]) -> None:
         pass
 
 
-def body_of(request: ModelRequest) -> dict[str, object]:
-    return msgspec.json.decode(encode_request(request), type=dict[str, object])
+def body_of(request: ModelRequest) -> Json:
+    return msgspec.json.decode(encode_request(request), type=Json)
 
 
 def test_the_same_request_has_the_same_bytes() -> None:
@@ -583,7 +492,7 @@ async def test_effort_and_speed_are_sent_only_when_asked_for(server: Counterpart
         assert [chunk async for chunk in provider.stream(eager)] == plain
     await provider.close()
     await provider.close()
-    first, second = (msgspec.json.decode(body, type=dict[str, object]) for body in server.bodies)
+    first, second = (msgspec.json.decode(body, type=Json) for body in server.bodies)
     assert not {"output_config", "speed", "inference_geo"} & first.keys()
     assert second["inference_geo"] == "us"
     assert "anthropic-beta" not in server.headers[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -36,38 +36,15 @@ from corral.domain.inference import (
 )
 from corral.providers.openai import OpenAIProvider
 from corral.providers.openai_chat import encode_chat
-from tests.unit.openai_server import (
-    CHAT_HELLO,
-    KEY,
-    REQUEST,
-    Counterpart,
-    Json,
-    chat,
-    chat_call,
-    chat_chunk,
-    chunks_of,
-    response_of,
-)
+from tests.counterpart import KEY, REQUEST, Counterpart, Json
+from tests.unit.openai_words import CHAT_HELLO, chat, chat_call, chat_chunk, chunks_of, response_of
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def _counterpart() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
-@pytest.fixture
-def server(_counterpart: Counterpart) -> Counterpart:
-    _counterpart.forget()
-    return _counterpart
-
-
 @pytest.fixture
 async def provider(server: Counterpart) -> AsyncIterator[OpenAIProvider]:
-    provider = OpenAIProvider(api_key=KEY, base_url=server.url, idle_seconds=5)
+    provider = OpenAIProvider(api_key=KEY, base_url=f"{server.url}/v1", idle_seconds=5)
     yield provider
     await provider.close()
     await provider.close()

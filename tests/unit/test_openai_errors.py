@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -28,20 +28,8 @@ from corral.errors import (
     ProviderUnreachable,
 )
 from corral.providers.openai import OpenAIProvider
-from tests.unit.openai_server import (
-    CHAT_HELLO,
-    KEY,
-    REQUEST,
-    RESPONSES_HELLO,
-    Counterpart,
-    Hanging,
-    chat,
-    chat_chunk,
-    chunks_of,
-    data,
-    event,
-    responses,
-)
+from tests.counterpart import KEY, REQUEST, Counterpart, Hanging, data
+from tests.unit.openai_words import CHAT_HELLO, RESPONSES_HELLO, chat, chat_chunk, chunks_of, event, responses
 
 pytestmark = pytest.mark.anyio
 
@@ -65,22 +53,9 @@ def wire(request: pytest.FixtureRequest) -> Wire:
     return WIRES[str(request.param)]
 
 
-@pytest.fixture(scope="module")
-def _counterpart() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
-@pytest.fixture
-def server(_counterpart: Counterpart) -> Counterpart:
-    _counterpart.forget()
-    return _counterpart
-
-
 @pytest.fixture
 async def provider(server: Counterpart, wire: Wire) -> AsyncIterator[OpenAIProvider]:
-    provider = OpenAIProvider(api_key=KEY, base_url=server.url, wire=wire.name, idle_seconds=5)
+    provider = OpenAIProvider(api_key=KEY, base_url=f"{server.url}/v1", wire=wire.name, idle_seconds=5)
     yield provider
     await provider.close()
 
@@ -166,7 +141,7 @@ async def test_errors_inside_a_stream_raise_their_own_error(
 async def test_each_wire_has_errors_of_its_own(server: Counterpart, name: str, added: object) -> None:
     wire = WIRES[name]
     server.answers(wire.beginning + data(added))
-    provider = OpenAIProvider(api_key=KEY, base_url=server.url, wire=wire.name)
+    provider = OpenAIProvider(api_key=KEY, base_url=f"{server.url}/v1", wire=wire.name)
     failure = await failure_of(provider)
     assert type(failure) is ProviderRateLimited
     assert "too fast" in failure.message
@@ -274,7 +249,7 @@ async def gone(signal: threading.Event) -> bool:
 
 async def test_a_silent_server_is_given_up_after_the_idle_time(server: Counterpart, wire: Wire) -> None:
     server.handler = hanging = Hanging(wire.beginning)
-    provider = OpenAIProvider(api_key=KEY, base_url=server.url, wire=wire.name, idle_seconds=0.2)
+    provider = OpenAIProvider(api_key=KEY, base_url=f"{server.url}/v1", wire=wire.name, idle_seconds=0.2)
     failure = await failure_of(provider)
     assert type(failure) is ProviderUnreachable
     assert "Timeout" in failure.message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -32,41 +32,15 @@ from corral.domain.inference import (
 from corral.providers.messages_request import encode_request
 from corral.providers.openai import OpenAIProvider
 from corral.providers.openai_responses import encode_responses
-from tests.unit.openai_server import (
-    KEY,
-    REQUEST,
-    RESPONSES_HELLO,
-    Counterpart,
-    Json,
-    added,
-    chunks_of,
-    data,
-    done,
-    event,
-    response_of,
-    responses,
-    text,
-)
+from tests.counterpart import KEY, REQUEST, Counterpart, Json, data
+from tests.unit.openai_words import RESPONSES_HELLO, added, chunks_of, done, event, response_of, responses, text
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def _counterpart() -> Iterator[Counterpart]:
-    counterpart = Counterpart()
-    yield counterpart
-    counterpart.stop()
-
-
-@pytest.fixture
-def server(_counterpart: Counterpart) -> Counterpart:
-    _counterpart.forget()
-    return _counterpart
-
-
 @pytest.fixture
 async def provider(server: Counterpart) -> AsyncIterator[OpenAIProvider]:
-    provider = OpenAIProvider(api_key=KEY, base_url=server.url, wire="responses", idle_seconds=5)
+    provider = OpenAIProvider(api_key=KEY, base_url=f"{server.url}/v1", wire="responses", idle_seconds=5)
     yield provider
     await provider.close()
 

@@ -16,11 +16,6 @@ from corral.providers.scripted import ScriptedProvider
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Factory:
     """Makes scripted models and counts them."""
 

@@ -34,11 +34,6 @@ pytestmark = pytest.mark.anyio
 BASH = ToolSpec(name="bash", description="Run a command.", input_schema={"type": "object"})
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def script(*steps: object) -> str:
     return f"Please play this.\n```script\n{msgspec.json.encode(steps).decode()}\n```\nThank you."
 

@@ -24,11 +24,6 @@ LONG = "".join(f"line {number}\n" for number in range(400))
 PICTURE = ImageBlock(source=Base64Source(media_type="image/png", data="AAAA"))
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Place(NamedTuple):
     """A sandbox, and where its home is."""
 
