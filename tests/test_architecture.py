@@ -53,8 +53,8 @@ ARROWS: dict[str, frozenset[str]] = {
 SHARED: dict[str, frozenset[str]] = {
     "tools": frozenset({"arguments"}),
     "sandboxes": frozenset(
-        "attendant bases cgroups checkpoints child connection directory disk egress hosts lifecycle limited local "
-        "packages packing programs seccomp series".split()
+        "attendant bases cgroups checkpoints child connection directory disk egress hosts launched lifecycle limited "
+        "local packages packing programs seccomp series warm warming".split()
     ),
     "providers": frozenset({"messages_*"}),
     "engines": frozenset({"attempts", "signals"}),

@@ -152,6 +152,13 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     """How often to look for what belongs to no session, has expired, or could not be put away before."""
     orphan_seconds_max: float = 300.0
     """A sandbox that no server talks to for this long ends by itself."""
+    warm: Annotated[int, msgspec.Meta(ge=0)] = 1
+    """Blank sandboxes that are kept running for each environment that was used lately, so that its next session need
+    not wait for one; 0 for none. For bubblewrap."""
+    warm_total_max: Annotated[int, msgspec.Meta(ge=0)] = 8
+    """For all environments together; those that were used last have them."""
+    warm_seconds: float = 300.0
+    """An environment that gets no new session for this long has none any more."""
     docker: DockerSettings = DockerSettings()
 
 

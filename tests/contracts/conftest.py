@@ -26,8 +26,9 @@ SETTINGS = SandboxSettings(
     pdf_bytes_max=8_192,
     glob_results_max=5,
     remembered_calls_max=8,
+    warm=0,
 )
-"""Limits low enough to reach."""
+"""Limits low enough to reach, and no sandboxes but those that are asked for."""
 
 
 class Machine(NamedTuple):

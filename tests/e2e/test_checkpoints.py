@@ -16,7 +16,7 @@ from tests.e2e.conftest import ServerProcess, serving
 from tests.e2e.sessions import bash, new_session, results, script, turn
 
 WAIT_SECONDS_MAX = 60
-RESTING = "[sandbox]\npause_seconds = 0.3\ncheckpoint_seconds = 0.6\nreap_seconds = 0.5\n"
+RESTING = "[sandbox]\npause_seconds = 0.3\ncheckpoint_seconds = 0.6\nwarm_seconds = 3.0\nreap_seconds = 0.5\n"
 OUTPUTS = "/mnt/session/outputs"
 
 
@@ -69,8 +69,7 @@ def test_files_are_there_after_the_sandbox_rested_and_the_server_was_restarted(r
         session = new_session(client)
         made = "echo kept > file; chmod 750 file; ln -s file link; touch -d 2001-02-03 file; sleep 1000 &"
         ran(client, session.id, made, f"echo report > {OUTPUTS}/report.txt")
-        until(lambda: left(resting) == [])
-        assert processes(resting) == set()
+        until(lambda: left(resting) == [] and processes(resting) == set())
         (output,) = client.beta.files.list(scope_id=session.id)
         assert client.beta.files.download(output.id).read() == b"report\n"
     assert resting.stop() == 0

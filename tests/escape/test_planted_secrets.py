@@ -36,7 +36,7 @@ else:
 
 BEARER, VARIABLE = "bearer-5f1c0e7a9b3d4c21", "sk-variable-8e2b6d904c7f1a35/x+y=z"
 DECOY = "decoy-1b7d3f5a9c2e4680"
-RESTING = "[sandbox]\npause_seconds = 1.0\ncheckpoint_seconds = 3.0\nreap_seconds = 0.5\n"
+RESTING = "[sandbox]\npause_seconds = 1.0\ncheckpoint_seconds = 3.0\nwarm_seconds = 3.0\nreap_seconds = 0.5\n"
 WAIT_SECONDS_MAX = 120
 SKIPPED = ("/proc", "/sys", "/usr", "/lib", "/opt/corral/python")
 

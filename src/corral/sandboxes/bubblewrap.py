@@ -17,6 +17,7 @@ import hashlib
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,9 +38,10 @@ from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments,
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.outlet import Egress
-from corral.sandboxes.local import Launched, LocalSandboxes
+from corral.sandboxes.launched import Launched
 from corral.sandboxes.packages.layers import Layers
 from corral.sandboxes.packages.managers import TABLE
+from corral.sandboxes.warming import WarmingSandboxes
 
 INFO_BYTES_MAX = 4_096
 ROOT_DIRECTORY = Path("/var/lib/corral")
@@ -59,7 +61,7 @@ SWITCH_VALUES = {
 REMEDY = "`--sandbox process` works without it, but isolates nothing."
 
 
-class BubblewrapSandboxes(LocalSandboxes):
+class BubblewrapSandboxes(WarmingSandboxes):
     """See the module."""
 
     def __init__(
@@ -143,6 +145,10 @@ class BubblewrapSandboxes(LocalSandboxes):
         """See `LocalSandboxes.furnish`."""
         assert self._layers is not None, "start() comes first"
         await self._layers.ensure(recipe.packages)
+
+    def builds(self) -> bool:
+        """See `warm.Backend`."""
+        return self._layers is not None and self._layers.builds()
 
     async def close(self) -> None:
         """See `LocalSandboxes.close`. Builds end with the server."""
@@ -293,16 +299,17 @@ def _start_enclosed(
 ) -> Launched:
     """Run bwrap, and put it and all it starts into the group before any of that runs.
 
-    With `held`, its standard input is a pipe, for a daemon that waits until it is written down.
+    With `held`, its standard input is a gate, for a daemon that waits until it is written down.
     """
     if group is not None:
         group.make()
     news, news_inside = os.pipe()
     # bwrap does not start the daemon before this pipe has no writer any more.
     blocked, hold = os.pipe()
+    gate, gate_inside = socket.socketpair() if held else (None, None)
     try:
         told = ["--info-fd", str(news_inside), "--block-fd", str(blocked)]
-        process = _start([argv[0], *told, *argv[1:]], uid, log, (*inherited, news_inside, blocked), held=held)
+        process = _start([argv[0], *told, *argv[1:]], uid, log, (*inherited, news_inside, blocked), gate_inside)
         os.close(news_inside)
         news_inside = -1
         said = b""
@@ -312,11 +319,17 @@ def _start_enclosed(
         pid = msgspec.json.decode(said, type=_Info).pid if said else process.pid
         if group is not None and said:
             _enclose(group, process, pid)
+    except BaseException:
+        if gate is not None:
+            gate.close()
+        raise
     finally:
+        if gate_inside is not None:
+            gate_inside.close()
         for descriptor in (news, news_inside, blocked, hold):
             if descriptor >= 0:
                 os.close(descriptor)
-    return Launched(process, pid)
+    return Launched(process, pid, gate)
 
 
 def _enclose(group: cgroups.Group, process: subprocess.Popen[bytes], pid: int) -> None:
@@ -327,13 +340,11 @@ def _enclose(group: cgroups.Group, process: subprocess.Popen[bytes], pid: int) -
             with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
         raise
 
 
 def _start(
-    argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int, ...], *, held: bool = False
+    argv: list[str], uid: int, log: IO[bytes] | int, inherited: tuple[int, ...], gate: socket.socket | None = None
 ) -> subprocess.Popen[bytes]:
     """Run bwrap in a session of its own, with nothing of ours but what is named, and never as root."""
     if uid == 0:
@@ -344,7 +355,7 @@ def _start(
     try:
         return subprocess.Popen(
             [argv[0], "--seccomp", str(system_calls), *argv[1:]],
-            stdin=subprocess.PIPE if held else subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if gate is None else gate.fileno(),
             stdout=log,
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT,

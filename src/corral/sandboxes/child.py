@@ -13,7 +13,7 @@ class Child:
     """See the module."""
 
     def __init__(self, process: subprocess.Popen[bytes], group: Group | None) -> None:
-        self.process, self._group = process, group
+        self.process, self.group = process, group
         self._loop = asyncio.get_running_loop()
         self._ended: int | None = os.pidfd_open(process.pid)
         self._loop.add_reader(self._ended, self.leave)
@@ -27,5 +27,5 @@ class Child:
         if self.process.poll() is None:
             # It outlives us on purpose; this keeps Popen from complaining about that.
             self.process.returncode = 0
-        elif self._group is not None:
-            self._group.remove_if_empty()
+        elif self.group is not None:
+            self.group.remove_if_empty()

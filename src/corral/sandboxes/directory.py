@@ -125,6 +125,29 @@ class SessionDirectory:
             os.chown(draft, uid, uid)
         draft.rename(path)
 
+    def make_egress(self) -> None:
+        """The directory of the way out, before there is one."""
+        self.egress.mkdir(mode=0o711, exist_ok=True)
+        self.egress.chmod(0o711)
+
+    def is_new(self) -> bool:
+        """Whether no sandbox was ever here, and no files are."""
+        return not any(place.exists() for place in (self.files, self.egress, self._record))
+
+    def adopt(self, blank: SessionDirectory) -> None:
+        """Take over all of a sandbox that was never used, while its daemon is held.
+
+        The record comes last: before that, what was taken are empty files that any sandbox can go on with."""
+        if os.geteuid() == 0:
+            # From now on it is young again, so that nobody who looks between two steps takes it for forgotten.
+            os.utime(self._root / "uids" / str(blank.owner()))
+        os.chmod(self.path, 0o711)
+        blank.files.rename(self.files)
+        if blank.egress.exists():
+            blank.egress.rename(self.egress)
+        for old, new in ((blank.log, self.log), (blank.socket, self.socket), (blank._record, self._record)):
+            old.rename(new)
+
     def begin_files(self, *, uid_first: int, uid_count: int) -> Path:
         """An empty directory of the sandbox's own user, to become `files` with `take_files`."""
         self.server.mkdir(mode=0o700, parents=True, exist_ok=True)

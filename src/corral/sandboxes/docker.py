@@ -35,7 +35,8 @@ from corral.sandboxes.docker_container import LIBRARY, Parts, accounts, containe
 from corral.sandboxes.docker_engine import Engine, EngineApi, Started
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.outlet import Egress
-from corral.sandboxes.local import Launched, LocalSandboxes
+from corral.sandboxes.launched import Launched
+from corral.sandboxes.local import LocalSandboxes
 
 SERVER_LABEL, SESSION_LABEL = "corral.server", "corral.session"
 LOOK_SECONDS = 0.5

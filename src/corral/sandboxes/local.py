@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import anyio
@@ -38,6 +37,7 @@ from corral.sandboxes.directory import KILL_SECONDS_MAX, Record, SessionDirector
 from corral.sandboxes.egress import inside, trial
 from corral.sandboxes.egress.attachment import Attachments
 from corral.sandboxes.egress.outlet import Egress
+from corral.sandboxes.launched import Launched
 from corral.sandboxes.lifecycle import RESTARTED, Lifecycle, in_use
 from corral.sandboxes.limited import Watch
 from corral.sandboxes.series import SandboxSeries
@@ -56,15 +56,6 @@ DAEMON_SETTINGS = (
     "remembered_calls_max",
     "orphan_seconds_max",
 )
-
-
-class Launched(NamedTuple):
-    """A daemon that was started."""
-
-    process: subprocess.Popen[bytes] | None
-    """Our child, whose daemon serves nobody before it reads a byte; None when an engine started it for us."""
-    pid: int
-    """The process whose death ends the sandbox; ours, or a child of it."""
 
 
 class LocalSandboxes(ABC):
@@ -200,9 +191,9 @@ class LocalSandboxes(ABC):
             try:
                 connection = await self._find(directory, session_id, secrets)
                 if connection is None:
-                    with self._series.starting():
+                    with self._series.starting() as start:
                         await self._lifecycle.revive(directory, session_id)
-                        connection = await self._launch(directory, session_id, recipe, secrets)
+                        connection, start.warm = await self._launch(directory, session_id, recipe, secrets)
                 connection.on_idle = partial(self._rest, session_id, connection)
                 self._connections[session_id] = connection
                 return connection
@@ -232,26 +223,50 @@ class LocalSandboxes(ABC):
 
     async def _launch(
         self, directory: SessionDirectory, session_id: str, recipe: Recipe, secrets: Sequence[Substitution]
-    ) -> Connection:
+    ) -> tuple[Connection, bool]:
+        """The sandbox, new or warm, and whether it was warm."""
         await self._reap(session_id)
         policy = self.egress_policy(recipe)
-        await anyio.to_thread.run_sync(self._make, directory, policy)
+        warm = launched = await self._adopt(directory, session_id, recipe, policy)
+        if launched is None:
+            await anyio.to_thread.run_sync(self._make, directory, policy)
         if secrets:
             recipe = msgspec.structs.replace(recipe, variables=tuple(variables(secrets).items()))
-        async with self._attachments.starting(directory, session_id, policy, secrets):
-            launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
-            self._attachments.follow(session_id, launched.pid)
-            if launched.process is not None:
-                self._children[session_id] = Child(launched.process, self.group(session_id))
-            record = await anyio.to_thread.run_sync(directory.record)
-            hello = await greet(directory.socket, self._settings)
-            if hello is None or record is None:
-                await anyio.to_thread.run_sync(self.kill, directory)
-                await self._reap(session_id)
-                raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
+        try:
+            async with self._attachments.starting(directory, session_id, policy, secrets):
+                if launched is None:
+                    launched = await self._start_daemon(directory, recipe)
+                self._attachments.follow(session_id, launched.pid)
+                await anyio.to_thread.run_sync(launched.release, dict(recipe.variables))
+                record = await anyio.to_thread.run_sync(directory.record)
+                hello = await greet(directory.socket, self._settings)
+                if hello is None or record is None:
+                    await anyio.to_thread.run_sync(self.kill, directory)
+                    await self._reap(session_id)
+                    raise SandboxUnavailable(f"The sandbox did not start. {directory.log_text()}".strip())
+        except BaseException:
+            if launched is not None:
+                launched.release(None)
+            raise
         told = session_id in self._lost_told
         self._lost_told.discard(session_id)
-        return self._connected(directory, hello, record, RESTARTED if record.predecessors and not told else "")
+        notice = RESTARTED if record.predecessors and not told else ""
+        return self._connected(directory, hello, record, notice), warm is not None
+
+    async def _start_daemon(self, directory: SessionDirectory, recipe: Recipe) -> Launched:
+        """Start a daemon over the directory, and note it; it waits at its gate."""
+        launched = await anyio.to_thread.run_sync(self._launch_recorded, directory, recipe)
+        if launched.process is not None:
+            name = directory.path.name
+            self._children[name] = Child(launched.process, self.group(name))
+        return launched
+
+    async def _adopt(
+        self, directory: SessionDirectory, session_id: str, recipe: Recipe, policy: EgressPolicy | None
+    ) -> Launched | None:
+        """A sandbox that was started before and is this session's now; it waits at its gate. None when there is none,
+        as here: `warming.py` has some."""
+        return None
 
     def _connected(self, directory: SessionDirectory, hello: Hello, record: Record, notice: str) -> Connection:
         life = directory.life()
@@ -299,12 +314,10 @@ class LocalSandboxes(ABC):
             if launched.process is None:
                 self.kill(directory)
             else:
-                _release(launched.process, go=False)
+                launched.release(None)
                 launched.process.kill()
                 launched.process.wait()
             raise
-        if launched.process is not None:
-            _release(launched.process, go=True)
         return launched
 
     async def _reap(self, session_id: str) -> None:
@@ -472,14 +485,6 @@ class LocalSandboxes(ABC):
         values |= {"held": module == "server"}  # others wait for their server in ways of their own
         values |= {"names": names, "frame_bytes_max": self._settings.reply_bytes_max}
         return [python, "-I", "-S", "-c", RUN_DAEMON % module, source, msgspec.json.encode(values).decode()]
-
-
-def _release(process: subprocess.Popen[bytes], *, go: bool) -> None:
-    """Let the daemon serve, now that it is written down; or let it end, which it also does when we die before."""
-    assert process.stdin is not None, "daemons of ours are started with a pipe"
-    with process.stdin as gate, suppress(BrokenPipeError):
-        if go:
-            os.write(gate.fileno(), b"\n")  # unbuffered: a daemon that ended already leaves nothing to flush
 
 
 def _note_told(directory: SessionDirectory) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ from corral.interfaces.sandbox import Fact
 from corral.sandboxes import programs
 from corral.sandboxes.directory import KILL_SECONDS_MAX, SessionDirectory
 from corral.sandboxes.egress.outlet import Egress
-from corral.sandboxes.local import Launched, LocalSandboxes
+from corral.sandboxes.launched import Launched
+from corral.sandboxes.local import LocalSandboxes
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MARK = "CORRAL_SANDBOX"
@@ -97,10 +99,11 @@ class ProcessSandboxes(LocalSandboxes):
             resources={"RLIMIT_CORE": 0},
             names={shown: str(directory.files / name) for shown, name in NAMES.items()},
         )
-        with directory.log.open("wb") as log:
+        gate, gate_inside = socket.socketpair()
+        with gate_inside, directory.log.open("wb") as log:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,
+                stdin=gate_inside.fileno(),
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -108,7 +111,7 @@ class ProcessSandboxes(LocalSandboxes):
                 pass_fds=(listener,),
                 start_new_session=True,
             )
-        return Launched(process, process.pid)
+        return Launched(process, process.pid, gate)
 
     def kill(self, directory: SessionDirectory) -> None:
         """See `LocalSandboxes.kill`."""

@@ -15,14 +15,22 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
+class Start:
+    """How a sandbox came up."""
+
+    warm = False
+
+
 class SandboxSeries:
     """Series of one backend, for Prometheus."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._running = Gauge("corral_sandboxes_running", "Sandboxes in use by this process.", registry=registry)
+        self._warm = Gauge("corral_sandboxes_warm", "Blank sandboxes that wait for sessions.", registry=registry)
         self._starts = Counter(
             "corral_sandbox_starts",
-            "Sandboxes made (cold), found running after a restart (found), or that did not start (failed).",
+            "Sandboxes made (cold), taken blank (warm), found running after a restart (found), or that did not start "
+            "(failed).",
             ("outcome",),
             registry=registry,
         )
@@ -40,21 +48,26 @@ class SandboxSeries:
         """Ask `running` for the sandboxes in use, whenever somebody looks."""
         self._running.set_function(running)
 
+    def watch_warm(self, warm: Callable[[], int]) -> None:
+        """Ask `warm` for the blank ones, too."""
+        self._warm.set_function(warm)
+
     def found(self) -> None:
         """A sandbox that an earlier server had made goes on."""
         self._starts.labels("found").inc()
 
     @contextmanager
-    def starting(self) -> Generator[None]:
-        """A cold start happens inside; it failed if this raises."""
-        began = time.perf_counter()
+    def starting(self) -> Generator[Start]:
+        """A start happens inside; it failed if this raises."""
+        began, start = time.perf_counter(), Start()
         try:
-            yield
+            yield start
         except BaseException:
             self._starts.labels("failed").inc()
             raise
-        self._starts.labels("cold").inc()
-        self._seconds.observe(time.perf_counter() - began)
+        self._starts.labels("warm" if start.warm else "cold").inc()
+        if not start.warm:
+            self._seconds.observe(time.perf_counter() - began)
 
     def checkpoint(self, outcome: Literal["put_away", "brought_back", "expired", "failed"]) -> None:
         """The files of a sandbox went to the blob store, or came back, or grew too old, or could not be put away."""

@@ -197,6 +197,26 @@ def _offer_way_out(port: int, path: str) -> None:
     threading.Thread(target=forward, daemon=True).start()
 
 
+def _await_release() -> dict[str, str]:
+    """Say that we are ready, and wait until we are written down and some session's; its variables."""
+    try:
+        os.write(0, b"\n")
+    except OSError:
+        # Nobody waits for that: what we are told is there already, or nothing will be.
+        pass
+    line = b""
+    while not line.endswith(b"\n"):
+        try:
+            piece = os.read(0, PIECE_BYTES)
+        except OSError:
+            piece = b""
+        if not piece:
+            # The server died before, or has no use for us. The next one would start another.
+            os._exit(0)
+        line += piece
+    return json.loads(line)
+
+
 def main() -> None:
     """Run until orphaned."""
     limits = Limits(json.loads(sys.argv[1]))
@@ -215,9 +235,9 @@ def main() -> None:
     bash = Bash(processes, limits)
     tools = {"bash": bash.run, "read": files.read, "write": files.write}
     tools.update({"edit": files.edit, "glob": files.glob, "grep": files.grep})
-    if limits.held and not os.read(0, 1):
-        # The server died before it had written down that we are here: the next one would start another.
-        os._exit(0)
+    if limits.held:
+        for name, value in _await_release().items():
+            limits.environment.setdefault(name, value)
     nowhere = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)

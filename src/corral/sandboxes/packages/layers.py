@@ -134,6 +134,10 @@ class Layers:
             raise PackagesFailed("The environment's packages are gone again; they will be installed anew.")
         return place
 
+    def builds(self) -> bool:
+        """Whether anything is being installed by this server."""
+        return bool(self._builds)
+
     async def close(self) -> None:
         """End all builds; nothing of them stays."""
         self._closed = True
