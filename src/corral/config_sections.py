@@ -34,6 +34,9 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     create_requests_per_minute: int = 300
     read_requests_per_minute: int = 1_200
     environment_requests_per_minute: int = 60
+    doubt_seconds_max: float = 30.0
+    """How long a client waits to hear what became of its write while the database is away; then it is told that nobody
+    knows. PostgreSQL only."""
     rate_limits: bool = False
     """Off by default: the machine is yours. The numbers above are the hosted service's."""
 

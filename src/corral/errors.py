@@ -14,6 +14,7 @@ tree is a bug.
     ├── Conflict              the thing exists or has moved on                              (409)
     ├── RateLimited           over the rate; says after how many seconds to come back       (429)
     ├── Unavailable           try again later                                               (529)
+    │   ├── OutcomeUnknown    it may have happened all the same: look, and then try again   (529, not to be repeated)
     │   └── StaleEpoch        another worker advances this session now; the harness stops   (never on the wire)
     ├── MachineUnfit          this machine cannot run what was asked; says what to do       (start-up, `doctor`)
     ├── ProviderError         the model request failed
@@ -99,6 +100,11 @@ class Unavailable(CorralError):
     """The server cannot do this right now; try again shortly."""
 
     wire_type = "overloaded_error"
+
+
+class OutcomeUnknown(Unavailable):
+    """The database was lost in the middle of this write, and it is unknown whether it happened. Look before you repeat
+    the request."""
 
 
 class StaleEpoch(Unavailable):

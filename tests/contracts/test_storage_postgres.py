@@ -271,20 +271,40 @@ async def test_a_connection_that_breaks_in_mid_commit_leaves_no_half_and_no_doub
     lock = blocker.transaction()
     await lock.start()
     await blocker.execute("SELECT 1 FROM sessions FOR UPDATE")
-
-    async def append() -> None:
-        with pytest.raises(Unavailable):
-            await process.store.log.transact("sesn_a", deciding(change), epoch=epoch)
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(append)
+        tasks.start_soon(lambda: process.store.log.transact("sesn_a", deciding(change), epoch=epoch))
         await _wait_until_blocked(url)
         await _terminate(url, "corral writer")
-    await lock.rollback()
+        await _wait_until_blocked(url)
+        assert await ids_of(process.store) == []
+        await lock.rollback()
     await blocker.close()
-    assert await ids_of(process.store) == []
-    await process.store.log.transact("sesn_a", deciding(change), epoch=epoch)
     assert await ids_of(process.store) == [change.event.id] == await shown(stream, 1)
+
+
+async def test_a_decision_that_waited_for_a_lock_sees_all_of_what_it_waited_for(opened: Opener, url: str) -> None:
+    store = (await opened()).store
+    await store.log.create(session(), fresh(), deciding())
+    renamed = msgspec.json.encode(msgspec.structs.replace(session(), title="renamed"))
+    other = await asyncpg.connect(url)
+    # Nobody tells the store, so it decides on the old version first, is refused, and waits for the lock the next time.
+    await other.execute("UPDATE sessions SET version = version + 1")
+    change = other.transaction()
+    await change.start()
+    await other.execute("UPDATE sessions SET version = version + 1")
+    await other.execute("UPDATE session_documents SET document = $1", renamed)
+    seen: list[str | None] = []
+
+    def decide(session: Session, state: SessionState, now: datetime) -> Decision:
+        seen.append(session.title)
+        return Decision((said(),))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.log.transact, "sesn_a", decide)
+        await _wait_until_blocked(url)
+        await change.commit()
+    await other.close()
+    assert seen == [None, "renamed"]
 
 
 async def test_connections_that_broke_while_they_lay_idle_are_replaced(opened: Opener, url: str) -> None:
@@ -318,7 +338,7 @@ async def _append_through_a_kill(server: postgres_server.Server) -> None:
     names = [f"sesn_{number}" for number in range(8)]
     acknowledged: dict[str, list[str]] = {name: [] for name in names}
     unknown = 0
-    store = await open_store(server.url, Bus(), Clock())
+    store = await open_store(server.url, Bus(), Clock(), doubt_seconds_max=0)
     enough = anyio.Event()
 
     async def work(name: str) -> None:

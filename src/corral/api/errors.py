@@ -95,6 +95,9 @@ def response(error: Exception, request_id: str) -> ErrorResponse:
             headers.append((b"x-should-retry", b"false"))
         case errors.RateLimited(retry_after_seconds=seconds):
             headers.append((b"retry-after", str(max(1, math.ceil(seconds))).encode()))
+        case errors.OutcomeUnknown():
+            # Nothing tells a repeated request from a second one: repeated without a look, it might be done twice.
+            headers.append((b"x-should-retry", b"false"))
         case errors.Unavailable():
             headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
         case _:

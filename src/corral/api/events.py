@@ -6,6 +6,8 @@ nothing that this server does later depends on that request still being open. Li
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Literal, TypeAlias
 
@@ -20,6 +22,7 @@ from corral.domain import event as ev
 from corral.domain import intake
 from corral.domain.query import EventsQuery, LoggedEvent
 from corral.domain.session import Session, SessionState
+from corral.errors import OutcomeUnknown
 from corral.interfaces.event_log import Committed, Decision
 
 KIND = "events"
@@ -106,7 +109,9 @@ async def send(call: Call) -> EventsSent:
         system_messages = models.supports_system_messages(session.agent.model.id)
         return Decision(intake.accept(session, state, events, now, system_messages=system_messages))
 
-    committed = await call.services.log.transact(call.path["session_id"], decide, workspace_id=call.workspace_id)
+    session_id = call.path["session_id"]
+    with told_anyway(call, session_id):
+        committed = await call.services.log.transact(session_id, decide, workspace_id=call.workspace_id)
     tell_engine(call, committed)
     stored = {row.event_id: row.event for row in committed.rows}
     return EventsSent(data=tuple(_echo(event, stored.get(event.id), call) for event in events))
@@ -119,6 +124,17 @@ def tell_engine(call: Call, committed: Committed) -> None:
         call.services.engine.interrupt(committed.session.id)
     elif state.status == "running":
         call.services.engine.wake(committed.session.id)
+
+
+@contextmanager
+def told_anyway(call: Call, session_id: str) -> Generator[None]:
+    """Around a write: when nobody knows whether it happened, the engine looks whether there is work."""
+    try:
+        yield
+    except OutcomeUnknown:
+        # Not an interrupt: that would drop what runs, for an event that may not be there.
+        call.services.engine.wake(session_id)
+        raise
 
 
 def _echo(sent: ev.ClientEvent, stored: ev.AnyEvent | None, call: Call) -> ev.ClientEvent:

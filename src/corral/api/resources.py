@@ -30,7 +30,7 @@ from corral.domain.resource import (
     check_mounts,
 )
 from corral.domain.session import Session, SessionState
-from corral.errors import CorralError, Invalid, NotFound
+from corral.errors import CorralError, Invalid, NotFound, OutcomeUnknown
 from corral.interfaces.event_log import Decision
 
 KIND = "resources"
@@ -69,6 +69,8 @@ async def add(call: Call) -> FileResource:
 
     try:
         await call.services.log.transact(session_id, decide, workspace_id=call.workspace_id)
+    except OutcomeUnknown:
+        raise  # the session may have the copy
     except CorralError:  # anything else leaves open whether the session has the copy
         await discard(call, (mounted,))
         raise

@@ -16,7 +16,7 @@ from corral.api import agents, environments, file_sources, outputs, pages, perio
 from corral.api.call import Call
 from corral.api.decoding import Positive
 from corral.api.event_params import InitialEventParams, to_events
-from corral.api.events import tell_engine
+from corral.api.events import tell_engine, told_anyway
 from corral.api.pages import Cursor
 from corral.api.periods import Moment
 from corral.api.session_changes import SessionUpdate, changed, check_agent, check_budget, check_title
@@ -29,7 +29,7 @@ from corral.domain.query import SessionsQuery
 from corral.domain.resource import ResourceParams
 from corral.domain.session import INITIAL_EVENTS_MAX, Session, SessionState, SessionView, Status, view
 from corral.domain.usage import BudgetLimit
-from corral.errors import CorralError, Invalid, NotFound
+from corral.errors import CorralError, Invalid, NotFound, OutcomeUnknown
 from corral.interfaces.event_log import Decision, Snapshot
 
 KIND = "sessions"
@@ -109,7 +109,10 @@ async def create(call: Call) -> SessionView:
         return Decision(intake.accept(session, state, events, now) if events else ())
 
     try:
-        committed = await call.services.log.create(session, SessionState(thread_id=new_id("sthr")), decide)
+        with told_anyway(call, session_id):
+            committed = await call.services.log.create(session, SessionState(thread_id=new_id("sthr")), decide)
+    except OutcomeUnknown:
+        raise  # the session may be there, with the copies
     except CorralError:
         await resources.discard(call, session.resources)
         raise
@@ -163,7 +166,9 @@ async def update(call: Call) -> SessionView:
     def decide(session: Session, state: SessionState, now: datetime) -> Decision:
         return changed(session, state, body, models, now)
 
-    committed = await call.services.log.transact(call.path["session_id"], decide, workspace_id=call.workspace_id)
+    session_id = call.path["session_id"]
+    with told_anyway(call, session_id):
+        committed = await call.services.log.transact(session_id, decide, workspace_id=call.workspace_id)
     if committed.rows:
         tell_engine(call, committed)
     return _view(call, Snapshot(committed.session, committed.state))
@@ -182,7 +187,9 @@ async def archive(call: Call) -> SessionView:
         over = state.status == "terminated"
         return Decision(() if over else turn.terminate(session, state), session=archived)
 
-    committed = await call.services.log.transact(call.path["session_id"], decide, workspace_id=call.workspace_id)
+    session_id = call.path["session_id"]
+    with told_anyway(call, session_id):
+        committed = await call.services.log.transact(session_id, decide, workspace_id=call.workspace_id)
     if committed.rows:
         call.services.engine.wake(committed.session.id)
     return _view(call, Snapshot(committed.session, committed.state))
@@ -196,7 +203,8 @@ async def delete(call: Call) -> SessionDeleted:
         if state.status in ("running", "rescheduling"):
             raise Invalid(f"session {session.id} is {state.status} and cannot be deleted; interrupt it first")
 
-    await call.services.log.delete(session_id, call.workspace_id, allow)
+    with told_anyway(call, session_id):
+        await call.services.log.delete(session_id, call.workspace_id, allow)
     await outputs.forget(call.services, call.workspace_id, session_id)
     # Whoever advances sessions finds this one gone, and lets go of what it had for it.
     call.services.engine.wake(session_id)

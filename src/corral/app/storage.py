@@ -54,9 +54,9 @@ class Stores(Protocol):
     """A backend that opens and prepares stores. Registered by URL scheme below."""
 
     async def open(
-        self, url: str, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
+        self, settings: Settings, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
     ) -> OpenStore:
-        """Open the store, and bring its schema up to date. Raises `MachineUnfit`."""
+        """Open the store that `settings` name, and bring its schema up to date. Raises `MachineUnfit`."""
         ...
 
     async def migrate(self, url: str) -> Migrated:
@@ -68,10 +68,11 @@ class SqliteStores:
     """One file for one process."""
 
     async def open(
-        self, url: str, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
+        self, settings: Settings, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
     ) -> OpenStore:
         """See `Stores`."""
-        return OpenStore(await sqlite.open_store(url, bus, clock, exclusive=exclusive, series=series), bus)
+        store = await sqlite.open_store(settings.database, bus, clock, exclusive=exclusive, series=series)
+        return OpenStore(store, bus)
 
     async def migrate(self, url: str) -> Migrated:
         """See `Stores`."""
@@ -82,12 +83,13 @@ class PostgresStores:
     """A database for several processes. Its driver is imported when it is needed."""
 
     async def open(
-        self, url: str, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
+        self, settings: Settings, bus: Bus, clock: Clock, *, exclusive: bool, series: StoreSeries | None = None
     ) -> OpenStore:
         """See `Stores`."""
         with needing("postgres"):
             from corral.storage import postgres
-        store = await postgres.open_store(url, bus, clock, exclusive=exclusive, series=series)
+        url, doubt = settings.database, settings.server.doubt_seconds_max
+        store = await postgres.open_store(url, bus, clock, exclusive=exclusive, doubt_seconds_max=doubt, series=series)
         return OpenStore(store, store.notices.bus, store.notices)
 
     async def migrate(self, url: str) -> Migrated:
@@ -120,7 +122,7 @@ async def open_store(
     """A server's store. One for one process is locked against others. Raises `MachineUnfit`."""
     exclusive = settings.engine == "local"
     stores = stores_of(settings.database)
-    opened = await stores.open(settings.database, bus, clock, exclusive=exclusive, series=StoreSeries(registry))
+    opened = await stores.open(settings, bus, clock, exclusive=exclusive, series=StoreSeries(registry))
     try:
         yield opened
     finally:
@@ -144,7 +146,7 @@ async def open_storage(settings: Settings) -> AsyncGenerator[Store]:
 @asynccontextmanager
 async def _alone(settings: Settings, *, exclusive: bool) -> AsyncGenerator[Store]:
     bus = LocalBus(frames_max=1, bytes_max=1)
-    opened = await stores_of(settings.database).open(settings.database, bus, SystemClock(), exclusive=exclusive)
+    opened = await stores_of(settings.database).open(settings, bus, SystemClock(), exclusive=exclusive)
     try:
         yield opened.store
     finally:

@@ -31,6 +31,7 @@ BATCH_OPERATIONS_MAX = 1_000
 WAITING_OPERATIONS_MAX = 20_000
 SESSIONS_CACHED_MAX = 4_096
 READ_CONNECTIONS_MAX = 8
+DOUBT_SECONDS_MAX = 30.0
 
 
 async def open_store(
@@ -43,6 +44,7 @@ async def open_store(
     waiting_operations_max: int = WAITING_OPERATIONS_MAX,
     sessions_cached_max: int = SESSIONS_CACHED_MAX,
     read_connections_max: int = READ_CONNECTIONS_MAX,
+    doubt_seconds_max: float = DOUBT_SECONDS_MAX,
     series: StoreSeries | None = None,
 ) -> PostgresStore:
     """Open the database at a URL `postgresql://user:password@host:port/name` and bring its schema up to date.
@@ -66,6 +68,7 @@ async def open_store(
             batch_operations_max=batch_operations_max,
             waiting_operations_max=waiting_operations_max,
             sessions_cached_max=sessions_cached_max,
+            doubt_seconds_max=doubt_seconds_max,
             series=series or StoreSeries(),
         )
         notices.forget = writer.forget
@@ -120,7 +123,7 @@ class PostgresLog:
     async def transact(
         self, session_id: str, decide: Decide, *, workspace_id: str | None = None, epoch: int | None = None
     ) -> Committed:
-        """See `EventLog`. When the connection breaks in mid-commit, raises `Unavailable`; a retry decides anew."""
+        """See `EventLog`. Raises `OutcomeUnknown` when the database was lost in mid-commit and has not come back."""
         return await self._writer.submit(
             session_id, lambda batch: batch.transact(session_id, decide, workspace_id, epoch)
         )

@@ -23,10 +23,9 @@ JOIN sessions AS s ON s.id = wanted.id
 JOIN session_documents AS d ON d.session = s.number;
 
 -- name: lock_sessions
-SELECT s.id, s.number, s.epoch, s.version, s.state, d.document
+SELECT s.number
 FROM unnest($1::text[]) AS wanted (id)
 JOIN sessions AS s ON s.id = wanted.id
-JOIN session_documents AS d ON d.session = s.number
 ORDER BY s.number FOR UPDATE OF s;
 
 -- name: queued_bodies
@@ -92,6 +91,27 @@ WITH held AS MATERIALIZED (
     UPDATE spending SET microdollars = microdollars + $15::bigint WHERE $15::bigint <> 0 AND (SELECT ok FROM guard)
 )
 SELECT pg_notify('corral_events', notice) FROM unnest($14::text[]) AS told (notice) WHERE (SELECT ok FROM guard);
+
+-- name: has_events
+SELECT EXISTS (
+    SELECT FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bytea[]) AS sent (session, seq, id, body)
+    JOIN events AS e ON e.session = sent.session AND e.seq = sent.seq AND e.id = sent.id AND e.body = sent.body
+);
+
+-- name: has_queued_events
+SELECT EXISTS (
+    SELECT FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS sent (session, seq, id)
+    JOIN events AS e ON e.session = sent.session AND e.seq >= sent.seq AND e.id = sent.id
+);
+
+-- name: has_sessions
+SELECT EXISTS (SELECT FROM unnest($1::bigint[]) AS sent (number) JOIN sessions AS s ON s.number = sent.number);
+
+-- name: has_documents
+SELECT EXISTS (
+    SELECT FROM unnest($1::bigint[], $2::bytea[]) AS sent (session, document)
+    JOIN session_documents AS d ON d.session = sent.session AND d.document = sent.document
+);
 
 -- name: delete_events
 DELETE FROM events AS e USING unnest($1::bigint[], $2::bigint[]) AS gone (session, seq)

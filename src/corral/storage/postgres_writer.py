@@ -10,16 +10,17 @@ that commits it locks each session's row and refuses (`corral_expect`) when a ve
 process has written: then nothing was done, and the batch is decided again on rows read under the lock. So nobody
 commits, or is refused, on a state that is not the current one; and usually that costs a single round trip.
 
-When the connection breaks in the middle of a commit, nobody knows whether it happened. Callers are told `Unavailable`,
-what was kept of the sessions is forgotten, and whoever tries again decides on what is then there: a repeated claim
-raises the epoch, and a commit that was still on its way finds another version and is refused.
+When the connection breaks in the middle of a commit, nobody knows whether it happened. The writer makes another one,
+locks the sessions, and looks (`postgres_doubts.py`): what happened is answered as if nothing had been wrong, and what
+did not is decided and committed anew; one that was still on its way then finds another version and is refused. Only
+when there is no database for `doubt_seconds_max` are callers told `OutcomeUnknown`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -27,7 +28,7 @@ import asyncpg
 import msgspec
 import structlog
 
-from corral.errors import Unavailable
+from corral.errors import OutcomeUnknown, Unavailable
 from corral.interfaces.clock import Clock
 from corral.storage.frames import encode
 from corral.storage.jobs import Caught, Job, run
@@ -41,6 +42,7 @@ from corral.storage.postgres_connection import (
     is_lost,
     reason,
 )
+from corral.storage.postgres_doubts import Doubts
 from corral.storage.postgres_rows import (
     Stored,
     archived_at,
@@ -61,6 +63,8 @@ TOGETHER_MIN = 32
 ATTEMPTS_MAX = 6
 """Times that one batch is decided before its callers are sent away: the first is hopeful, the others hold locks."""
 NUMBERS_AT_ONCE = 32
+RECONNECT_SECONDS = 0.25
+"""Between attempts to reach the database while somebody waits to hear what became of a commit."""
 MOVED_ON = "CR001"
 
 
@@ -106,6 +110,7 @@ class Writer:
         batch_operations_max: int,
         waiting_operations_max: int,
         sessions_cached_max: int,
+        doubt_seconds_max: float,
         series: StoreSeries,
     ) -> None:
         self._url = url
@@ -115,6 +120,7 @@ class Writer:
         self._batch_operations_max = batch_operations_max
         self._waiting_operations_max = waiting_operations_max
         self._sessions_cached_max = sessions_cached_max
+        self._doubt_seconds_max = doubt_seconds_max
         self._sessions: dict[str, Stored] = {}
         self._numbers: list[int] = []
         self._submitted: list[_Write] = []
@@ -205,48 +211,85 @@ class Writer:
 
     async def _commit(self, taken: Sequence[_Write]) -> list[Published]:
         """Commit all, or say to each why not."""
-        for attempt in range(ATTEMPTS_MAX):
+        doubts, attempts = Doubts(taken), 0
+        lost_at: float | None = None
+        while attempts < ATTEMPTS_MAX:
             batch: Batch | None = None
             with Caught() as caught:
-                batch = await self._attempt(taken, locked=attempt > 0)
+                batch = await self._attempt(taken, doubts, locked=attempts > 0)
             error = caught.error
             if error is None:
                 assert batch is not None
                 return list(batch.published.values())
             self.forget(write.session_id for write in taken)
-            if not _is_worth_another(error):
-                return await self._give_up(taken, error)
-        return await self._give_up(taken, Unavailable("other processes write the same sessions all the time"))
+            if is_lost(error):
+                log.warning("database_connection_lost", reason=reason(error))
+                self._connection.terminate()
+                if lost_at is not None:
+                    await asyncio.sleep(RECONNECT_SECONDS)
+                lost_at = lost_at or time.monotonic()
+                if not doubts or self._closed or time.monotonic() - lost_at > self._doubt_seconds_max:
+                    return await self._give_up(taken, error, doubts)
+            elif _is_worth_another(error):
+                attempts += 1
+            else:
+                return await self._give_up(taken, error, doubts)
+        return await self._give_up(taken, Unavailable("other processes write the same sessions all the time"), doubts)
 
-    async def _give_up(self, taken: Sequence[_Write], error: Exception) -> list[Published]:
-        if is_lost(error):
-            log.warning("database_connection_lost", reason=reason(error))
-            self._connection.terminate()
+    async def _give_up(self, taken: Sequence[_Write], error: Exception, doubts: Doubts) -> list[Published]:
+        if doubts:
             self._streams.doubt([write.session_id for write in taken])
-        elif len(taken) > 1:  # something in it cannot be stored: that alone is to fail
+        elif len(taken) > 1 and not is_lost(error):  # something in it cannot be stored: that alone is to fail
             return [one for each in taken for one in await self._commit([each])]
         for write in taken:
-            write.error = Unavailable(f"the database did not take the write: {reason(error)}")
+            told = f"the database did not take the write: {reason(error)}"
+            write.error = OutcomeUnknown() if doubts else Unavailable(told)
             write.error.__cause__ = error
         return []
 
     # ----------------------------------------------------------------------------------------------- an attempt
 
-    async def _attempt(self, taken: Sequence[_Write], *, locked: bool) -> Batch:
-        """One try. Afterwards all of it is durable and kept, or this raises and nothing is, or nobody knows."""
+    async def _attempt(self, taken: Sequence[_Write], doubts: Doubts, *, locked: bool) -> Batch:
+        """One try. Afterwards all of it is durable, or this raises and nothing is; or nobody knows, and it is among the
+        doubts. What is durable is kept, unless it was found to be so only now."""
+        locked = locked or bool(doubts)
         foreseen = None if locked else self._foresee(taken)
         async with self._alone:
             if self._connection.is_closed():
                 self._connection = await connect_writer(self._url)
             if not locked:
-                batch = foreseen or await self._decide(taken, locked=False)
-                await self._write(batch)
+                batch = foreseen or await self._decide(taken, self._kept(taken))
+                await self._send(batch, doubts)
             else:
                 async with self._connection.transaction():
-                    batch = await self._decide(taken, locked=True)
-                    await self._write(batch)
+                    names = {clean(write.session_id) for write in taken}
+                    await self._connection.execute(SQL["lock_sessions"], list(names))
+                    happened = await doubts.resolve(self._connection)
+                    if happened is not None:
+                        return happened
+                    batch = await self._decide(taken, {})
+                    await self._send(batch, doubts)
             self._remember(batch)
         return batch
+
+    async def _send(self, batch: Batch, doubts: Doubts) -> None:
+        if not batch.writes:
+            return await self._write(batch)
+        doubts.send(batch)
+        # Should it happen without our knowledge, the numbers are taken.
+        numbers, self._numbers = self._numbers, []
+        with Caught() as caught:
+            await self._write(batch)
+        if caught.error is None:
+            self._numbers = numbers
+            return
+        if not is_lost(caught.error):
+            doubts.refused()
+        raise caught.error
+
+    def _kept(self, taken: Sequence[_Write]) -> Mapping[str, Stored]:
+        names = {write.session_id for write in taken}
+        return {name: self._sessions[name] for name in names if name in self._sessions}
 
     def _foresee(self, taken: Sequence[_Write]) -> Batch | None:
         """The batch, decided while the connection may be busy; None when that takes more than is at hand."""
@@ -260,10 +303,10 @@ class Writer:
         run(taken, batch)
         return None if batch.missing else batch
 
-    async def _decide(self, taken: Sequence[_Write], *, locked: bool) -> Batch:
+    async def _decide(self, taken: Sequence[_Write], kept: Mapping[str, Stored]) -> Batch:
         """Run all operations in memory; again, with more bodies, until none is missing."""
         await self._number(sum(write.creates for write in taken))
-        sessions = await self._load({write.session_id for write in taken}, locked=locked)
+        sessions = await self._load({write.session_id for write in taken}, kept)
         bodies: dict[tuple[int, int], bytes] = {}
         while True:
             batch = Batch(sessions, bodies, self._numbers, self._clock.now())
@@ -277,14 +320,13 @@ class Writer:
                 raise _MovedOn
             bodies |= {(row["session"], row["seq"]): row["body"] for row in rows}
 
-    async def _load(self, session_ids: set[str], *, locked: bool) -> dict[str, Stored | None]:
-        kept = {} if locked else {name: self._sessions[name] for name in session_ids if name in self._sessions}
+    async def _load(self, session_ids: set[str], kept: Mapping[str, Stored]) -> dict[str, Stored | None]:
+        """Read what is not kept: never by the statement that takes the lock, which reads documents before it waits."""
         sessions: dict[str, Stored | None] = dict.fromkeys(session_ids)
         sessions |= kept
         wanted = session_ids - kept.keys()
         if wanted:
-            query = SQL["lock_sessions" if locked else "sessions_by_id"]
-            for row in await self._connection.fetch(query, [clean(name) for name in wanted]):
+            for row in await self._connection.fetch(SQL["sessions_by_id"], [clean(name) for name in wanted]):
                 sessions[row["id"]] = read_stored(row)
         return sessions
 
