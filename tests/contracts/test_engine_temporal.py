@@ -76,9 +76,12 @@ async def test_a_killed_worker_is_noticed_and_another_takes_the_session_over(
     await engines.hands.rest(turn)
 
 
-async def test_a_stopping_worker_hands_its_sessions_over(engines: TemporalWorld) -> None:
+@pytest.mark.parametrize("has_sandbox", [False, True])
+async def test_a_stopping_worker_hands_its_sessions_over(engines: TemporalWorld, has_sandbox: bool) -> None:
     await engines.start()
     session_id = new_session_id()
+    if has_sandbox:
+        engines.hosts[session_id] = "a"
     engines.engine.wake(session_id)
     await engines.hands.next()
     others = Hands()

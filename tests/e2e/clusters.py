@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -42,6 +44,16 @@ class Process:
         self._watch = cluster.watch
         self.base_url = ""
 
+    @property
+    def pid(self) -> int:
+        """Of what runs; 0 when nothing does."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def has_sandboxes(self) -> bool:
+        """Whether there are files of any sandbox here."""
+        return any(self.sandboxes.glob("sessions/*"))
+
     def start(self) -> None:
         """Start, and wait until it says that it works."""
         with self._log.open("a", encoding="utf-8") as log:
@@ -67,10 +79,25 @@ class Process:
         if process is None:
             return 0
         process.send_signal(how)
-        code = process.wait(STOP_SECONDS_MAX)
         assert process.stdout is not None
-        process.stdout.close()
-        return code
+        with process.stdout:
+            try:
+                return process.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(STOP_SECONDS_MAX)
+                raise
+
+    def clear(self) -> None:
+        """Have it remove the sandboxes of sessions that are no more: it looks for those when it starts."""
+        if not self.has_sandboxes:
+            return
+        self.end(signal.SIGKILL)
+        self.start()
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        while self.has_sandboxes:
+            assert time.monotonic() < deadline, f"{self.sandboxes} still has sandboxes"
+            threading.Event().wait(0.05)  # a directory that goes has no event; leave the processor to the worker
 
     def workspace(self, session_id: str) -> Path:
         """What the session's sandbox has here."""
@@ -80,7 +107,7 @@ class Process:
 class Cluster:
     """What they share."""
 
-    def __init__(self, directory: Path, database: str, bucket: Bucket, toml: str) -> None:
+    def __init__(self, directory: Path, database: str, bucket: Bucket, toml: str, *, workers: int) -> None:
         self.directory = directory
         self.config = directory / "corral.toml"
         self.watch = Watch()
@@ -104,30 +131,28 @@ class Cluster:
             "AWS_SECRET_ACCESS_KEY": "tests",
         }
         self.servers = [Process(self, f"api{n}", "serve", "--no-worker", "--port", "0") for n in range(2)]
-        self.workers = [Process(self, f"worker{n}", "worker", "--port", "0") for n in range(2)]
+        self.workers = [Process(self, f"worker{n}", "worker", "--port", "0") for n in range(workers)]
 
     def start(self) -> None:
-        """Start all."""
-        for process in (*self.servers, *self.workers):
-            process.start()
+        """Start all: one that prepares the database, and then the others."""
+        self.servers[0].start()
+        _in_pairs([process.start for process in (*self.servers[1:], *self.workers)])
 
     def home(self, session_id: str) -> tuple[Process, Process]:
         """The worker that has the session's sandbox, and the other one. Exactly one must have it by now."""
-        first, second = self.workers
         there = [worker for worker in self.workers if worker.workspace(session_id).exists()]
         assert len(there) == 1, f"{len(there)} workers have a sandbox of the session"
-        return (first, second) if there == [first] else (second, first)
+        (other,) = (worker for worker in self.workers if worker not in there)
+        return there[0], other
 
     def close(self) -> None:
         """Delete all sessions, so that no sandbox outlives them, and stop everything."""
         try:
-            for worker in self.workers:
-                worker.end(signal.SIGKILL)
-                worker.start()  # finds the sandboxes of the one before
+            _in_pairs([worker.start for worker in self.workers if not worker.pid and worker.has_sandboxes])
             self._delete_sessions()
+            _in_pairs([worker.clear for worker in self.workers])
         finally:
-            for process in (*self.servers, *self.workers):
-                process.end()
+            _in_pairs([process.end for process in (*self.servers, *self.workers)])
 
     def _delete_sessions(self) -> None:
         with self.servers[0].client() as client:
@@ -140,16 +165,24 @@ class Cluster:
                 client.beta.sessions.delete(session.id)
 
 
+def _in_pairs(actions: Sequence[Callable[[], object]]) -> None:
+    """All of them, two at a time; raises what the first that failed has raised, when all are done."""
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(action) for action in actions]
+    for each in running:
+        each.result()
+
+
 @contextmanager
-def cluster(bucket: Bucket, toml: str = "") -> Generator[Cluster]:
-    """Two servers and two workers."""
+def cluster(bucket: Bucket, toml: str = "", *, workers: int = 2, postgres: str | None = None) -> Generator[Cluster]:
+    """Two servers and some workers, on a database of `postgres`, or of the server that all tests share."""
     directory = Path(tempfile.mkdtemp(prefix="corral-cluster-"))
     directory.chmod(0o711)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
-        url = stack.enter_context(portal.wrap_async_context_manager(postgres_server.database()))
-        made = Cluster(directory, url, bucket.empty(), toml)
+        url = stack.enter_context(portal.wrap_async_context_manager(postgres_server.database(postgres)))
+        made = Cluster(directory, url, bucket.empty(), toml, workers=workers)
         stack.callback(made.close)
         made.start()
         yield made

@@ -22,21 +22,23 @@ from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
+from temporalio.worker import UnsandboxedWorkflowRunner
 from temporalio.worker import Worker as TemporalWorker
 
 from corral.config_sections import TemporalSettings
 from corral.engines.attempts import attempt
 from corral.engines.signals import LocalSignal
 from corral.engines.temporal_server import connect
-from corral.engines.temporal_session import ACTIVITY, WORKFLOW, SessionWorkflow, queue_of
+from corral.engines.temporal_session import ACTIVITY, LEFT, WORKFLOW, SessionWorkflow, queue_of
 from corral.errors import MachineUnfit, Unavailable
 from corral.interfaces.engine import Worker
 
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS = 0.6
-STICKY_SECONDS_MAX = 1.0
-"""How long a workflow's step waits for the worker that took the last one. Steps are cheap to take anywhere."""
+STICKY_SECONDS_MAX = 0.3
+"""How long a workflow's step waits for the worker that took the last one. Steps are cheap to take anywhere, and when
+that worker has died a take-over waits for this too. The server makes up to a second of it."""
 WORKFLOWS_CACHED_MAX = 200
 SENDING_MAX = 64
 RPC_SECONDS_MAX = 5.0
@@ -206,6 +208,7 @@ class TemporalEngine:
             task_queue=task_queue,
             workflows=[SessionWorkflow] if steps else [],
             activities=[self._activity],
+            workflow_runner=UnsandboxedWorkflowRunner(),  # see the workflow's module
             identity=f"{os.getpid()}@{socket.gethostname()} {self._host}",
             max_cached_workflows=WORKFLOWS_CACHED_MAX,
             max_concurrent_activities=self._runs_max,
@@ -237,7 +240,9 @@ class TemporalEngine:
             await run.task
         except asyncio.CancelledError:
             await _ended(run.task)
-            raise ApplicationError("the worker leaves the session to another", type="Left") from None
+            # Without a stop the connection broke, and this may be tried again here, where the sandbox is.
+            leaves, why = self._stopping.is_set(), "the worker leaves the session to another"
+            raise ApplicationError(why, type=LEFT if leaves else None, non_retryable=leaves) from None
         finally:
             if self._runs.get(session_id) is run:
                 del self._runs[session_id]

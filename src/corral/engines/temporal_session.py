@@ -1,8 +1,9 @@
 """The workflow of one session: runs the activity `advance` for as long as the session is woken, then ends.
 
 It holds nothing but a session's id and where its sandbox is; what a session is, and what a turn does, is in the log. It
-runs in Temporal's sandbox for workflows and is replayed there, so it does nothing but this, and imports nothing of
-Corral. Times are here because a replay must find those it began with.
+is replayed, so it does nothing but this, asks nothing but Temporal, and imports nothing of Corral. Temporal's sandbox
+for workflows would watch over that, but it loads this file anew for each workflow, which costs every fourth turn. Times
+are here because a replay must find those it began with.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
 
 WORKFLOW = "corral-session"
 ACTIVITY = "corral-advance"
+LEFT = "Left"
+"""The type of the error of a worker that stops in mid-turn."""
 HEARTBEAT_SECONDS_MAX = 2.5
 """A worker that is silent for this long has lost the session."""
-HOST_SECONDS_MAX = 1.5
-"""How long the host of a session's sandbox may take to answer before another one goes on without that sandbox."""
+HOST_SECONDS_MAX = 1.0
+"""How long the host of a session's sandbox may take to fetch the turn before another one goes on without that sandbox.
+A host that lives has a request for it open at the server all the time, however busy it is."""
+RESTART_SECONDS_MAX = 2.0
+"""The same for a host whose worker stopped in order: it may be started again, and finds the sandbox as it was."""
 TURN_DAYS_MAX = 365
 RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=0.1), backoff_coefficient=2, maximum_interval=timedelta(seconds=1)
@@ -57,7 +63,7 @@ class SessionWorkflow:
 
     async def _advance(self, session_id: str, host: str | None, *, inherited: bool) -> str | None:
         """One `advance`, where the session's sandbox is, as long as somebody answers there; answers where that was."""
-        task_queue, alone = workflow.info().task_queue, False
+        task_queue, alone, host_seconds_max = workflow.info().task_queue, False, HOST_SECONDS_MAX
         while True:
             try:
                 answer: str | None = await workflow.execute_activity(
@@ -65,15 +71,19 @@ class SessionWorkflow:
                     args=[session_id, inherited, alone],
                     result_type=str | None,  # pyright: ignore[reportArgumentType]  # a type, if not a class
                     task_queue=queue_of(task_queue, host) if host else task_queue,
-                    schedule_to_start_timeout=timedelta(seconds=HOST_SECONDS_MAX) if host else None,
+                    schedule_to_start_timeout=timedelta(seconds=host_seconds_max) if host else None,
                     start_to_close_timeout=timedelta(days=TURN_DAYS_MAX),
                     heartbeat_timeout=timedelta(seconds=HEARTBEAT_SECONDS_MAX),
                     retry_policy=RETRY,
                 )
             except ActivityError as error:
-                if not host or not _nobody_came(error):
+                if _left(error):
+                    alone, host_seconds_max = False, RESTART_SECONDS_MAX
+                elif host and _nobody_came(error):
+                    host, alone = None, True
+                else:
                     raise
-                host, alone, inherited = None, True, True
+                inherited = True
                 continue
             if answer is None:
                 return host
@@ -82,3 +92,7 @@ class SessionWorkflow:
 
 def _nobody_came(error: ActivityError) -> bool:
     return isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START
+
+
+def _left(error: ActivityError) -> bool:
+    return isinstance(error.cause, ApplicationError) and error.cause.type == LEFT
