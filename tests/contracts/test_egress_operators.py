@@ -153,12 +153,20 @@ async def test_an_operators_proxy_that_refuses_is_said_without_its_password(root
 @bounded
 async def test_passwords_of_package_indexes_are_added_outside_and_only_there(root: Path, world: Hosts) -> None:
     index = f"http://someone:{PASSWORD}@{ALLOWED}:{world.plain.port}/simple"
-    settings = world.settings(machine={"PIP_INDEX_URL": index})
+    (root / ".gemrc").write_text(f":sources:\n- {index}\n")
+    (root / ".cargo").mkdir()
+    (root / ".cargo" / "config.toml").write_text(
+        f'[source.crates-io]\nreplace-with = "own"\n[source.own]\nregistry = "sparse+{index}/"\n'
+    )
+    settings = world.settings(machine={"PIP_INDEX_URL": index, "HOME": str(root)})
     async with serving(root, settings) as server:
         installing = Recipe(networking=Limited(allow_package_managers=True))
         shell = await server.open("sesn_1", installing)
         bare = f"http://{ALLOWED}:{world.plain.port}/simple"
         assert await shell("echo $PIP_INDEX_URL") == bare
+        assert await shell("cat $GEMRC; tail -n 1 /.cargo/config.toml") == (
+            f':sources:\n- {bare}\nregistry = "sparse+{bare}/"'
+        )
         assert await shell(f"curl -sS {bare}") == "hello from plain"
         basic = base64.b64encode(f"someone:{PASSWORD}".encode()).decode()
         assert world.plain.authorizations == [f"Basic {basic}"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from corral.domain.egress import Endpoint
-from corral.sandboxes.egress.registries import HOSTS, PackageManagers, look
+from corral.sandboxes.egress.registries import CARGO_CONFIG, GEMRC, HOSTS, PackageManagers, look
 
 pytestmark = pytest.mark.requirement("F036")
 
@@ -93,17 +94,22 @@ def test_what_stands_in_for_crates_io_is_found(tmp_path: Path) -> None:
     )
     managers = found(tmp_path, {".cargo/config.toml": config})
     assert own(managers) == {"cargo.corp.test:443"}
-    assert managers.variables["CARGO_SOURCE_CRATES_IO_REPLACE_WITH"] == "machine"
-    assert managers.variables["CARGO_SOURCE_MACHINE_REGISTRY"] == "sparse+https://cargo.corp.test/i/"
+    shown = tomllib.loads(managers.files[CARGO_CONFIG])["source"]
+    assert shown[shown["crates-io"]["replace-with"]] == {"registry": "sparse+https://cargo.corp.test/i/"}
     elsewhere = tmp_path / "elsewhere"
     assert own(found(elsewhere, {"config": config}, CARGO_HOME=str(elsewhere))) == {"cargo.corp.test:443"}
     for odd in ("not toml [", "[source]\ncrates-io = 1\n", 'source = "x"\n', "[source.crates-io]\nreplace-with = 3\n"):
         assert own(found(tmp_path, {".cargo/config.toml": odd})) == set(), odd
 
 
-def test_gems_sources_count_as_hosts(tmp_path: Path) -> None:
-    managers = found(tmp_path, {".gemrc": ":sources:\n- https://gem.corp.test/\n- http://gem2.corp.test:9292\n"})
+def test_gems_sources_are_shown_where_gem_looks(tmp_path: Path) -> None:
+    listed = ":sources:\n- https://me:pass@gem.corp.test/\n- 'http://gem2.corp.test:9292'\ngem: --no-document\n"
+    managers = found(tmp_path, {".gemrc": listed})
     assert own(managers) == {"gem.corp.test:443", "gem2.corp.test:9292"}
+    assert managers.files == {GEMRC: ":sources:\n- https://gem.corp.test/\n- http://gem2.corp.test:9292\n"}
+    assert managers.variables["GEMRC"] == GEMRC
+    for odd in ("", ":sources: []\n", ":sources:\n", "gem: --no-document\n", ":sources:\n- ftp://x\n"):
+        assert found(tmp_path, {".gemrc": odd}).files == {}, odd
 
 
 def test_passwords_stay_outside(tmp_path: Path) -> None:

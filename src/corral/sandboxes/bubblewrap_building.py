@@ -159,7 +159,8 @@ class BubblewrapWorkshop:
         return self._start(command, uid)
 
     def _way_out(self, draft: Path) -> WayOut:
-        return way_out(draft / "egress", self._egress.ca_file, self._egress.package_managers)
+        egress = self._egress
+        return way_out(draft / "egress", egress.ca_file, egress.package_managers, egress.manager_files)
 
     def _inside(self) -> Mapping[str, object]:
         return {"limits": dict(self._limits), "port": PORT, "socket": SOCKET, "library": "/opt/corral/lib"}

@@ -180,6 +180,8 @@ def _way_out(found: Programs, way_out: WayOut | None) -> Iterator[str]:
         yield from ("--ro-bind", str(way_out.trusted), SYSTEM_TRUST)
     for directory in way_out.directories:
         yield from ("--ro-bind-try", directory, directory)
+    for place, path in way_out.files.items():
+        yield from ("--ro-bind", str(path), place)
 
 
 def _files(files: Path | None) -> Iterator[str]:

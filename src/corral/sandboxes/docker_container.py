@@ -122,6 +122,7 @@ def _mounts(directory: SessionDirectory, parts: Parts, way_out: WayOut | None) -
         mounts.append(_mount(way_out.socket_directory, inside.PLACE, read_only=True))
         mounts.append(_mount(way_out.trusted, inside.TRUSTED, read_only=True))
         mounts += [_mount(Path(each), each, read_only=True) for each in way_out.directories]
+        mounts += [_mount(path, place, read_only=True) for place, path in way_out.files.items()]
     return mounts
 
 

@@ -292,7 +292,7 @@ class LocalSandboxes(ABC):
         if self.egress_policy(recipe) is None:
             return None
         managers = self.egress.package_managers if installs(recipe) else None
-        return inside.way_out(directory.egress, self.egress.ca_file, managers)
+        return inside.way_out(directory.egress, self.egress.ca_file, managers, self.egress.manager_files)
 
     def _make(self, directory: SessionDirectory, policy: EgressPolicy | None) -> None:
         self._watch.require_space()

@@ -61,14 +61,18 @@ class WayOut(NamedTuple):
     variables: Mapping[str, str]
     directories: tuple[str, ...]
     """Of the machine, to be where they are, read-only."""
+    files: Mapping[str, Path] = {}
+    """By where they are to be, read-only."""
 
 
-def way_out(socket_directory: Path, trusted: Path, managers: PackageManagers | None) -> WayOut:
-    """For one sandbox; `managers` where it may reach them. Blocking."""
+def way_out(
+    socket_directory: Path, trusted: Path, managers: PackageManagers | None, files: Mapping[str, Path]
+) -> WayOut:
+    """For one sandbox; `managers`, whose files are in `files`, where it may reach them. Blocking."""
     if managers is None:
         return WayOut(socket_directory, trusted, ENVIRONMENT, ())
     directories = tuple(each for each in managers.directories if _can_be_shown(each))
-    return WayOut(socket_directory, trusted, {**ENVIRONMENT, **managers.variables}, directories)
+    return WayOut(socket_directory, trusted, {**ENVIRONMENT, **managers.variables}, directories, files)
 
 
 def _can_be_shown(directory: str) -> bool:

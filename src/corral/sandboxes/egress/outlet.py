@@ -70,6 +70,10 @@ class Egress:
         """How this machine reaches package managers."""
         self.ca_file = directory / "trusted.pem"
         """What programs inside trust: what this machine trusts, and the proxy's own authority."""
+        self.manager_files = {
+            place: directory / "managers" / str(number) for number, place in enumerate(self.package_managers.files)
+        }
+        """Files of package managers, by where they belong inside."""
         self._served: dict[str, _Served] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -132,11 +136,12 @@ class Egress:
             made = make_authority()
             write_private(pair, made.private_key + made.certificate)
         hosts = "\n".join(_bundle(each) for each in self._trusted())
-        for path, text in ((self.directory / "hosts.pem", hosts), (self.ca_file, f"{hosts}\n{self._authority()[1]}")):
-            draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
-            draft.write_text(text, encoding="ascii", errors="ignore")
-            draft.chmod(0o644)
-            draft.replace(path)
+        _publish(self.directory / "hosts.pem", hosts)
+        _publish(self.ca_file, f"{hosts}\n{self._authority()[1]}")
+        for place, path in self.manager_files.items():
+            path.parent.mkdir(exist_ok=True)
+            path.parent.chmod(0o755)
+            _publish(path, self.package_managers.files[place])
 
     def _trusted(self) -> list[Path]:
         """Files of certificates: this machine's own, and what the operator adds."""
@@ -368,6 +373,14 @@ def _listen(place: Path, uid: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _publish(path: Path, text: str) -> None:
+    """A file for everybody to read."""
+    draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
+    draft.write_text(text, encoding="ascii", errors="ignore")
+    draft.chmod(0o644)
+    draft.replace(path)
 
 
 def _bundle(path: Path) -> str:

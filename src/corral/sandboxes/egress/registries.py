@@ -34,7 +34,11 @@ HOSTS = tuple(
     "deb.debian.org security.debian.org archive.ubuntu.com security.ubuntu.com ports.ubuntu.com".split()
 )
 URL = re.compile(r"(?:https?|sparse\+https?)://[^\s'\"<>|,]+", re.IGNORECASE)
+GEM_SOURCES = re.compile(r"^:?sources:[ \t]*\n((?:[ \t]*-[^\n]*(?:\n|$))+)", re.MULTILINE)
 FILE_BYTES_MAX = 1024 * 1024
+CARGO_CONFIG = "/.cargo/config.toml"
+"""Cargo takes no stand-in for crates.io from variables, but a file in any directory above where it runs."""
+GEMRC = "/opt/corral/gemrc"
 PIP_LISTS = ("extra-index-url", "find-links")
 PIP_SWITCHES = ("no-index", "trusted-host", "timeout", "pre", "only-binary")
 
@@ -46,6 +50,8 @@ class PackageManagers(NamedTuple):
     """Every host, the public ones and the machine's."""
     variables: Mapping[str, str]
     """To set where package managers run."""
+    files: Mapping[str, str]
+    """To be there too: texts by path."""
     directories: tuple[str, ...]
     """Local indexes, to be there read-only under the same path."""
     credentials: tuple[Credential, ...]
@@ -55,13 +61,16 @@ def look(machine: Mapping[str, str]) -> PackageManagers:
     """How this machine reaches package managers, by its variables (`EgressSettings.machine`) and files. Blocking."""
     home = Path(machine.get("HOME") or "/nonexistent")
     pip = _pip(machine, home)
-    variables = {**_pip_variables(pip), **_others(machine, home)}
-    addresses = [*chain.from_iterable(pip.values()), *variables.values(), *_listed_elsewhere(home)]
+    variables, files = {**_pip_variables(pip), **_others(machine, home)}, _files(machine, home)
+    if GEMRC in files:
+        variables["GEMRC"] = GEMRC
+    addresses = [*chain.from_iterable(pip.values()), *variables.values(), *files.values(), *_listed_elsewhere(home)]
     urls = [url for text in addresses for match in URL.finditer(text) if (url := _split(match[0])) is not None]
     own = [each for each in map(_endpoint, urls) if each is not None]
     return PackageManagers(
         endpoints=(*(Endpoint(host) for host in HOSTS), *dict.fromkeys(own)),
         variables={name: _bare(value) for name, value in variables.items()},
+        files={path: _bare(text) for path, text in files.items()},
         directories=tuple(dict.fromkeys(_directories(pip.get("find-links", ())))),
         credentials=tuple(dict.fromkeys(filter(None, map(_credential, urls)))),
     )
@@ -151,11 +160,29 @@ def _others(machine: Mapping[str, str], home: Path) -> dict[str, str]:
     if registry:
         found["npm_config_registry"] = registry
     found |= {name: machine[name] for name in ("GOPROXY", "GOSUMDB", "GONOSUMDB", "GOFLAGS") if machine.get(name)}
-    cargo = _cargo(Path(machine.get("CARGO_HOME") or home / ".cargo"))
-    if cargo:
-        found["CARGO_SOURCE_CRATES_IO_REPLACE_WITH"] = "machine"
-        found["CARGO_SOURCE_MACHINE_REGISTRY"] = cargo
     return found
+
+
+def _files(machine: Mapping[str, str], home: Path) -> dict[str, str]:
+    """For managers that take addresses from files alone."""
+    found: dict[str, str] = {}
+    cargo = _cargo(Path(machine.get("CARGO_HOME") or home / ".cargo"))
+    if cargo and URL.fullmatch(cargo):
+        found[CARGO_CONFIG] = (
+            f'[source.crates-io]\nreplace-with = "machine"\n\n[source.machine]\nregistry = "{cargo}"\n'
+        )
+    if gems := _gem_sources(home):
+        found[GEMRC] = ":sources:\n" + "".join(f"- {source}\n" for source in gems)
+    return found
+
+
+def _gem_sources(home: Path) -> list[str]:
+    """The user's before the machine's."""
+    for place in (home / ".gemrc", Path("/etc/gemrc")):
+        listed = GEM_SOURCES.search(_text(place))
+        if listed and (sources := [match[0] for match in URL.finditer(listed[1])]):
+            return sources
+    return []
 
 
 class _Source(msgspec.Struct, frozen=True, rename="kebab"):
@@ -182,7 +209,7 @@ def _cargo(home: Path) -> str | None:
 
 
 def _listed_elsewhere(home: Path) -> Iterator[str]:
-    """Files whose addresses count as hosts, though nothing is set for them: gem's and apt's."""
+    """Files whose other addresses count as hosts too: gem's and apt's."""
     yield _text(home / ".gemrc")
     yield _text(Path("/etc/gemrc"))
     for place in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
