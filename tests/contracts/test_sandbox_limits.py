@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -104,6 +104,27 @@ def test_version_2_freezes_where_only_that_is_there(cat: subprocess.Popen[bytes]
     group.remove()
     found.remove()
     assert not groups("sesn_second")
+
+
+@pytest.mark.parametrize("version", [cgroups.version_1, cgroups.version_2])
+def test_what_is_in_a_group_goes_over_to_another(
+    version: Callable[[str], cgroups.Cgroups | None], cat: subprocess.Popen[bytes]
+) -> None:
+    found = version("0123456789ab")
+    if found is None:
+        pytest.skip("no group of this version is writable here")
+    former, group = found.group("blank-1", LIMITS), found.group("sesn_taken", LIMITS)
+    group.make()  # what a sandbox before has left
+    former.make()
+    former.put(cat.pid)
+    group.take_over(former)
+    assert group.processes() == [cat.pid] and not groups("blank-1")
+    assert echo(cat) == b"x\n"
+    cat.kill()
+    cat.wait()
+    group.remove()
+    found.remove()
+    assert not groups("sesn_taken")
 
 
 def test_what_dead_servers_left_is_reaped_and_what_runs_is_not(
