@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import postgres_server, temporal_server
 from tests.counterpart import Counterpart
+from tests.places import open_place
 from tests.requirements import REQUIREMENTS
 
 
@@ -16,6 +18,13 @@ from tests.requirements import REQUIREMENTS
 def anyio_backend() -> str:
     """Corral runs on asyncio (uvloop); async tests are marked `@pytest.mark.anyio`."""
     return "asyncio"
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A directory for a server with sandboxes."""
+    with open_place() as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +11,12 @@ import pytest
 from corral.config_sections import SandboxSettings
 from corral.errors import MachineUnfit
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
-from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.local import LocalSandboxes
 from corral.sandboxes.process import ProcessSandboxes
 from tests import docker_engine
+from tests.places import stage
 
 BACKENDS = {"bubblewrap": BubblewrapSandboxes, "docker": DockerSandboxes, "process": ProcessSandboxes}
 SETTINGS = SandboxSettings(
@@ -53,21 +53,13 @@ class Machine(NamedTuple):
         return SessionDirectory(self.root / "sandboxes", session_id)
 
 
-@pytest.fixture
-def root() -> Iterator[Path]:
-    """A directory that a sandbox's own user can get to, which pytest's are not."""
-    path = Path(tempfile.mkdtemp(prefix="corral-test-"))
-    path.chmod(0o755)
-    yield path
-    remove_tree(path)
-
-
 @pytest.fixture(params=list(BACKENDS))
 async def machine(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Machine]:
     """Each backend in turn; whatever a test leaves running is destroyed."""
     machine = Machine(str(request.param), root)
     if machine.backend == "docker" and (reason := docker_engine.why_not()):
         pytest.skip(reason)
+    stage(root / "sandboxes", machine.backend)
     server = machine.server()
     try:
         await server.start()

@@ -21,6 +21,7 @@ from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.egress.outlet import Egress
 from tests import docker_engine
 from tests.contracts.egress_hosts import ALLOWED
+from tests.places import stage
 
 P = ParamSpec("P")
 SECONDS_MAX = 120
@@ -47,6 +48,7 @@ class Server:
         def egress(place: Path) -> Egress:
             return Egress(settings, place, own_ports=own_ports, registry=self.registry)
 
+        stage(root, backend)
         sandbox = SandboxSettings(directory=str(root))
         if backend == "docker":
             sandbox = docker_engine.settings_for_docker(sandbox)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,21 +15,12 @@ import pytest
 from corral.config_sections import SandboxSettings
 from corral.domain.environment import SEALED, Limited, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
-from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.process import ProcessSandboxes
 from tests import docker_engine
 from tests.contracts.egress_hosts import ALLOWED, OTHER, Hosts, hosts
 from tests.contracts.egress_world import ONE_HOST, Server, bounded
 
 pytestmark = pytest.mark.requirement("F035")
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="corral-egress-"))
-    path.chmod(0o755)
-    yield path
-    remove_tree(path)
 
 
 @pytest.fixture

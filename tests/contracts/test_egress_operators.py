@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,7 +19,7 @@ import pytest
 from corral.config_sections import EgressSettings
 from corral.domain.environment import Limited, Recipe
 from corral.errors import SandboxUnavailable
-from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.directory import SessionDirectory
 from tests.contracts.egress_hosts import ALLOWED, Hosts, hosts
 from tests.contracts.egress_world import Server, bounded
 
@@ -94,14 +93,6 @@ def operators_proxy(port: int) -> Generator[OperatorsProxy]:
         proxy.shutdown()
         thread.join()
         proxy.server_close()
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="corral-egress-"))
-    path.chmod(0o755)
-    yield path
-    remove_tree(path)
 
 
 @pytest.fixture

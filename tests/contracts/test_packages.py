@@ -31,6 +31,7 @@ from corral.sandboxes.packages.layers import seal
 from corral.sandboxes.process import ProcessSandboxes
 from tests.contracts.local_index import Index
 from tests.contracts.test_sandboxes import Hands, contract
+from tests.places import stage
 
 NETWORK = Limited(allow_package_managers=True)
 
@@ -66,6 +67,7 @@ async def machine(root: Path) -> AsyncIterator[Machine]:
     # Not below /tmp, which is a sandbox's own.
     place = Path(tempfile.mkdtemp(prefix="corral-test-", dir="/var/tmp"))
     machine = Machine(root, Index(place))
+    stage(root / "sandboxes")
     server = machine.server()
     try:
         await server.start()

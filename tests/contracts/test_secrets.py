@@ -9,8 +9,7 @@ import base64
 import json
 import os
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote_plus
 
@@ -19,7 +18,6 @@ import pytest
 from corral.domain.environment import Limited, Recipe
 from corral.domain.placeholder import Substitution, placeholder
 from corral.errors import MachineUnfit
-from corral.sandboxes.directory import remove_tree
 from tests.contracts.egress_hosts import ALLOWED, OTHER, Host, Hosts, hosts
 from tests.contracts.egress_world import Server, Shell, bounded
 
@@ -67,14 +65,6 @@ class World:
 def url(host: Host) -> str:
     scheme, name = ("http", ALLOWED) if host.name == "plain" else ("https", host.name)
     return f"{scheme}://{name}:{host.port}"
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="corral-secrets-"))
-    path.chmod(0o755)
-    yield path
-    remove_tree(path)
 
 
 @pytest.fixture

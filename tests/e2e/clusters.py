@@ -25,6 +25,7 @@ from tests import postgres_server, temporal_server
 from tests.contracts.bucket import Bucket
 from tests.e2e.conftest import API_KEY, CLIENT_SECONDS_MAX, START_SECONDS_MAX, STOP_SECONDS_MAX
 from tests.e2e.strict import Watch
+from tests.places import stage
 
 MASTER_KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 
@@ -35,7 +36,8 @@ class Process:
     def __init__(self, cluster: Cluster, name: str, *arguments: str) -> None:
         self._directory = cluster.directory / name
         self.sandboxes = self._directory / "sandboxes"
-        self.sandboxes.mkdir(parents=True)
+        self._directory.mkdir()
+        stage(self.sandboxes)
         self._command = [sys.executable, "-m", "corral", *arguments, "--config", str(cluster.config)]
         self._command += ["--data-dir", str(self._directory / "data")]
         self._environment = cluster.environment | {"CORRAL_SANDBOX_DIR": str(self.sandboxes)}

@@ -17,6 +17,7 @@ import pytest
 from anthropic import Anthropic
 
 from tests.e2e.strict import Watch
+from tests.places import stage
 
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 30
@@ -58,7 +59,7 @@ class ServerProcess:
         self.directory = directory
         self._variables = variables or {}
         self.sandboxes = directory / "sandboxes"
-        self.sandboxes.mkdir()
+        stage(self.sandboxes)
         self.config = directory / "corral.toml"
         top = f'database = "{database}"\n' if database else ""
         self.config.write_text(top + '[[models]]\npattern = "*"\nprovider = "scripted"\n' + toml, encoding="utf-8")

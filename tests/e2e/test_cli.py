@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import API_KEY, ServerProcess
 from tests.e2e.sessions import script
+from tests.places import stage
 
 SCRIPTED = '[[models]]\npattern = "*"\nprovider = "scripted"\n'
 
@@ -23,6 +24,7 @@ def corral(directory: Path, *arguments: str, **variables: str) -> subprocess.Com
     # Sandboxes of a root server run as other users, who cannot pass through pytest's directories.
     with tempfile.TemporaryDirectory(prefix="corral-cli-") as sandboxes:
         Path(sandboxes).chmod(0o711)
+        stage(Path(sandboxes))
         environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "COLUMNS": "200"}
         environment |= {"CORRAL_SANDBOX_DIR": sandboxes, **variables}
         return subprocess.run(

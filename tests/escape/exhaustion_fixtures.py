@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from corral.domain.content import TextBlock
 from corral.errors import MachineUnfit
 from corral.interfaces.sandbox import Sandbox, SandboxCall, SandboxOperation, SandboxReply
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
-from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.local import LocalSandboxes
 from tests import docker_engine
+from tests.places import stage
 
 MEBIBYTE = 1024 * 1024
 HOSTILE, NEIGHBOUR = "sesn_hostile", "sesn_neighbour"
@@ -117,15 +117,6 @@ def text(reply: SandboxReply) -> str:
     return "\n".join(block.text for block in reply.content if isinstance(block, TextBlock))
 
 
-@pytest.fixture
-def root() -> Iterator[Path]:
-    """Not pytest's directory: a sandbox's own user could not get to it."""
-    path = Path(tempfile.mkdtemp(prefix="corral-escape-"))
-    path.chmod(0o755)
-    yield path
-    remove_tree(path)
-
-
 @pytest.fixture(params=["bubblewrap", "docker"])
 async def arena(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Arena]:
     """Small limits, and both sandboxes running, with each backend that isolates."""
@@ -136,6 +127,7 @@ async def arena(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Are
         server = DockerSandboxes(docker_engine.settings_for_docker(settings), root)
     else:
         server = BubblewrapSandboxes(settings, root)
+    stage(root, str(request.param))
     try:
         await server.start()
     except MachineUnfit as error:

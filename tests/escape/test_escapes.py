@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import socket
-import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
@@ -24,12 +23,12 @@ from corral.domain.content import TextBlock
 from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes import seccomp
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
-from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.process import ProcessSandboxes
 from tests import docker_engine
 from tests.escape.attacks import ATTACKS
 from tests.escape.conftest import Attack
+from tests.places import stage
 
 pytestmark = pytest.mark.anyio
 
@@ -54,15 +53,6 @@ OF_BUBBLEWRAP = ("see /sys at all", "see cgroups", "open the kernel's sysrq")
 
 class GotThrough(Exception):
     """An attack succeeded."""
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    """Not pytest's directory: a sandbox's own user could not get to it."""
-    path = Path(tempfile.mkdtemp(prefix="corral-escape-"))
-    path.chmod(0o755)
-    yield path
-    remove_tree(path)
 
 
 @pytest.fixture(params=ISOLATING)
@@ -101,6 +91,7 @@ async def sandbox_of(backend: str, root: Path) -> AsyncGenerator[Sandbox]:
     if backend == "docker":
         settings = docker_engine.settings_for_docker(settings)
     sandboxes = BACKENDS[backend](settings, root)
+    stage(root, backend)
     await sandboxes.start()
     try:
         yield await sandboxes.open("sesn_hostile")

@@ -12,9 +12,9 @@ import anyio
 import pytest
 
 from tests.escape.conftest import Attack
-from tests.escape.exhaustion_fixtures import LIMITS, MEBIBYTE, NEIGHBOUR, Arena, arena, root, text
+from tests.escape.exhaustion_fixtures import LIMITS, MEBIBYTE, NEIGHBOUR, Arena, arena, text
 
-__all__ = ["arena", "root"]
+__all__ = ["arena"]
 
 pytestmark = pytest.mark.anyio
 

@@ -23,9 +23,9 @@ from corral.interfaces.sandbox import SandboxCall, SandboxOperation
 from corral.sandboxes.disk import Account, Space
 from corral.storage.blobs import DiskBlobs
 from tests.escape.conftest import Attack
-from tests.escape.exhaustion_fixtures import HOSTILE, LIMITS, NEIGHBOUR, Arena, arena, root, text
+from tests.escape.exhaustion_fixtures import HOSTILE, LIMITS, NEIGHBOUR, Arena, arena, text
 
-__all__ = ["arena", "root"]
+__all__ = ["arena"]
 
 pytestmark = pytest.mark.anyio
 

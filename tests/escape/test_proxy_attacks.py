@@ -7,8 +7,7 @@ no environment allows, hears of none of them, and the proxy serves on.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -19,9 +18,9 @@ from corral.domain.content import TextBlock
 from corral.domain.environment import Limited, Recipe
 from corral.interfaces.sandbox import SandboxCall
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
-from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.egress.outlet import Egress
 from tests.contracts.egress_hosts import ALLOWED, OTHER, Hosts, hosts
+from tests.places import stage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.requirement("F035")]
 SECONDS_MAX = 150
@@ -41,14 +40,6 @@ for name, request in json.load(open("attacks.json")).items():
         answers[name] = answer.decode("latin-1")[:2000]
 print(json.dumps(answers))
 """
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="corral-escape-"))
-    path.chmod(0o755)
-    yield path
-    remove_tree(path)
 
 
 def attacks(world: Hosts) -> dict[str, str]:
@@ -105,6 +96,7 @@ async def test_no_attack_on_the_proxy_gets_anywhere(root: Path, record_property:
         sandboxes = BubblewrapSandboxes(
             SandboxSettings(directory=str(root)), root, lambda place: Egress(world.settings(), place)
         )
+        stage(root)
         await sandboxes.start()
         try:
             with anyio.fail_after(SECONDS_MAX):
