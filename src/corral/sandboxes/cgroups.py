@@ -76,6 +76,14 @@ class Group:
 
     def make(self) -> None:
         """Create it with its limits. What an earlier sandbox of the session left is made anew."""
+        for attempt in range(PUT_ATTEMPTS_MAX):
+            try:
+                return self._make()
+            except OSError as error:
+                if not _is_gone(error) or attempt == PUT_ATTEMPTS_MAX - 1:
+                    raise
+
+    def _make(self) -> None:
         self._rmdir()
         for controller, place in self._places.items():
             place.mkdir(parents=True, exist_ok=True)
@@ -92,8 +100,7 @@ class Group:
                         _write(place / "cgroup.procs", str(pid))
                     break
                 except OSError as error:
-                    # Another server that starts takes away what it finds empty.
-                    if error.errno not in (errno.ENOENT, errno.ENODEV) or attempt == PUT_ATTEMPTS_MAX - 1:
+                    if not _is_gone(error) or attempt == PUT_ATTEMPTS_MAX - 1:
                         raise SandboxUnavailable(f"The sandbox's limits could not be set: {error}") from error
                     self.make()
 
@@ -313,6 +320,11 @@ def _mkdir(place: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_gone(error: OSError) -> bool:
+    """Another server that starts takes away what it finds empty."""
+    return error.errno in (errno.ENOENT, errno.ENODEV)
 
 
 def _rmdir(place: Path) -> bool:
