@@ -93,40 +93,32 @@ async def list_(call: Call) -> Page[Agent]:
     """`GET /v1/agents`."""
     query = call.query(ListQuery)
     binding = pages.binding_of(query)
-    cursor = pages.decode(query.page, KIND, binding)
-    records = await call.services.records.page(
-        RecordsQuery(
-            kind=KIND,
-            workspace_id=call.workspace_id,
-            limit=query.limit + 1,
-            beyond=pages.beyond(cursor),
-            include_archived=query.include_archived,
-            after=query.created_at_gte,
-            after_inclusive=True,
-            before=query.created_at_lte,
-            before_inclusive=True,
-        )
+    asked = RecordsQuery(
+        kind=KIND,
+        workspace_id=call.workspace_id,
+        limit=query.limit,
+        include_archived=query.include_archived,
+        after=query.created_at_gte,
+        after_inclusive=True,
+        before=query.created_at_lte,
+        before_inclusive=True,
     )
-    data = tuple(_agent(record) for record in records[: query.limit])
-    return Page(data=data, next_page=pages.next_page(records, query.limit, KIND, binding))
+    return await pages.of_records(call.services.records, asked, _agent, page=query.page, binding=binding)
 
 
 async def list_versions(call: Call) -> Page[Agent]:
     """`GET /v1/agents/{agent_id}/versions`."""
     query = call.query(VersionsQuery)
     latest = await find(call.services, call.workspace_id, call.path["agent_id"])
-    cursor = pages.decode(query.page, VERSION_KIND, latest.id)
-    records = await call.services.records.page(
-        RecordsQuery(
-            kind=VERSION_KIND,
-            workspace_id=call.workspace_id,
-            limit=query.limit + 1,
-            beyond=pages.beyond(cursor),
-            parent_id=latest.id,
-        )
+    asked = RecordsQuery(
+        kind=VERSION_KIND,
+        workspace_id=call.workspace_id,
+        limit=query.limit,
+        parent_id=latest.id,
     )
-    data = tuple(_version_of(latest, record) for record in records[: query.limit])
-    return Page(data=data, next_page=pages.next_page(records, query.limit, VERSION_KIND, latest.id))
+    return await pages.of_records(
+        call.services.records, asked, lambda record: _version_of(latest, record), page=query.page, binding=latest.id
+    )
 
 
 async def find(services: Services, workspace_id: str, agent_id: str, version: int | None = None) -> Agent:

@@ -125,19 +125,16 @@ async def list_(call: Call) -> Page[Credential]:
     vault_id = call.path["vault_id"]
     await vaults.find(call.services, call.workspace_id, vault_id)
     binding = f"{pages.binding_of(query)} {vault_id}"
-    cursor = pages.decode(query.page, CREDENTIAL_KIND, binding)
-    records = await call.services.records.page(
-        RecordsQuery(
-            kind=CREDENTIAL_KIND,
-            workspace_id=call.workspace_id,
-            limit=query.limit + 1,
-            beyond=pages.beyond(cursor),
-            parent_id=vault_id,
-            include_archived=query.include_archived,
-        )
+    asked = RecordsQuery(
+        kind=CREDENTIAL_KIND,
+        workspace_id=call.workspace_id,
+        limit=query.limit,
+        parent_id=vault_id,
+        include_archived=query.include_archived,
     )
-    data = tuple(_stored(record).credential for record in records[: query.limit])
-    return Page(data=data, next_page=pages.next_page(records, query.limit, CREDENTIAL_KIND, binding))
+    return await pages.of_records(
+        call.services.records, asked, lambda record: _stored(record).credential, page=query.page, binding=binding
+    )
 
 
 async def validate(call: Call) -> Validation:

@@ -88,18 +88,13 @@ async def list_(call: Call) -> Page[Environment]:
     """`GET /v1/environments`."""
     query = call.query(ListQuery)
     binding = pages.binding_of(query)
-    cursor = pages.decode(query.page, ENVIRONMENT_KIND, binding)
-    records = await call.services.records.page(
-        RecordsQuery(
-            kind=ENVIRONMENT_KIND,
-            workspace_id=call.workspace_id,
-            limit=query.limit + 1,
-            beyond=pages.beyond(cursor),
-            include_archived=query.include_archived,
-        )
+    asked = RecordsQuery(
+        kind=ENVIRONMENT_KIND,
+        workspace_id=call.workspace_id,
+        limit=query.limit,
+        include_archived=query.include_archived,
     )
-    data = tuple(_environment(record) for record in records[: query.limit])
-    return Page(data=data, next_page=pages.next_page(records, query.limit, ENVIRONMENT_KIND, binding))
+    return await pages.of_records(call.services.records, asked, _environment, page=query.page, binding=binding)
 
 
 async def find(services: Services, workspace_id: str, environment_id: str) -> Environment:

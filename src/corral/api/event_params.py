@@ -3,7 +3,7 @@
 Reading them strictly is the structs' part; what a block may hold is checked here, because nothing behind this door
 looks again. Whether an event may be sent *now* is `domain/intake.py`'s question.
 
-Source: events.md section 2; SDK type `beta_managed_agents_event_params`.
+Source: the API's public documentation; SDK type `beta_managed_agents_event_params`.
 """
 
 from __future__ import annotations

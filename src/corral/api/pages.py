@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import Generic, TypeVar
 
 import msgspec
 
-from corral.domain.query import Record
+from corral.domain.query import Record, RecordsQuery
 from corral.errors import Invalid
+from corral.interfaces.records import Records
 
 T = TypeVar("T")
 
@@ -85,9 +86,15 @@ def beyond(cursor: Cursor | None) -> tuple[datetime, str] | None:
     return None if cursor is None or cursor.at is None else (cursor.at, cursor.id)
 
 
-def next_page(records: Sequence[Record], limit: int, kind: str, binding: str) -> str | None:
-    """The cursor behind the last row shown, when one more than `limit` was found."""
-    if len(records) <= limit:
-        return None
-    last = records[limit - 1]
-    return encode(Cursor(kind=kind, binding=binding, at=last.created_at, id=last.id))
+async def of_records(
+    records: Records, asked: RecordsQuery, read: Callable[[Record], T], *, page: str | None, binding: str
+) -> Page[T]:
+    """The page of the records `asked` for that the cursor `page` leads to. Raises `Invalid`."""
+    cursor = decode(page, asked.kind, binding)
+    # One more than is shown tells whether there is another page.
+    found = await records.page(msgspec.structs.replace(asked, limit=asked.limit + 1, beyond=beyond(cursor)))
+    shown = found[: asked.limit]
+    following = None
+    if len(found) > len(shown):
+        following = encode(Cursor(kind=asked.kind, binding=binding, at=shown[-1].created_at, id=shown[-1].id))
+    return Page(data=tuple(map(read, shown)), next_page=following)

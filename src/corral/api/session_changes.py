@@ -3,7 +3,7 @@
 `changed` is a decision for the log: pure, run on the session as it is now. It says `session.updated` with only what
 changed, and sets a session that rested at its budget running again when there is money left.
 
-Source: semantics.md sections 1 and 11.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

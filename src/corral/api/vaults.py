@@ -96,18 +96,15 @@ async def list_(call: Call) -> Page[Vault]:
     """`GET /v1/vaults`."""
     query = call.query(ListQuery)
     binding = pages.binding_of(query)
-    cursor = pages.decode(query.page, VAULT_KIND, binding)
-    records = await call.services.records.page(
-        RecordsQuery(
-            kind=VAULT_KIND,
-            workspace_id=call.workspace_id,
-            limit=query.limit + 1,
-            beyond=pages.beyond(cursor),
-            include_archived=query.include_archived,
-        )
+    asked = RecordsQuery(
+        kind=VAULT_KIND,
+        workspace_id=call.workspace_id,
+        limit=query.limit,
+        include_archived=query.include_archived,
     )
-    data = tuple(stored(record).vault for record in records[: query.limit])
-    return Page(data=data, next_page=pages.next_page(records, query.limit, VAULT_KIND, binding))
+    return await pages.of_records(
+        call.services.records, asked, lambda record: stored(record).vault, page=query.page, binding=binding
+    )
 
 
 async def check(services: Services, workspace_id: str, vault_ids: Sequence[str]) -> tuple[str, ...]:
