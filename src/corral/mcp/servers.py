@@ -22,7 +22,6 @@ from corral.interfaces.vault import Bearer, Credentials
 if TYPE_CHECKING:
     from corral.mcp.connection import Connection
 
-NOT_CONNECTED = "The MCP server `{server}` is not connected. It is tried again at the session's next turn."
 NO_SERVER = "The session has no MCP server named `{server}`."
 
 

@@ -7,8 +7,10 @@ only the response is looked at here.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
+import anyio
 import msgspec
 
 from corral.errors import ProviderUnreachable
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     import httpx2
 
 BODY_BYTES_MAX = 64 * 1024
+"""How much is read of a body that should have been a stream, to say what it is."""
+CLOSE_SECONDS_MAX = 2.0
+"""How long hanging up may take."""
 EVENT_SHARE = 16
 """One event may have this part of a whole answer."""
 EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
@@ -33,6 +38,24 @@ class Response(Protocol):
     def aiter_bytes(self) -> AsyncIterator[bytes]:
         """The body, piece by piece."""
         ...
+
+
+class Stream(Protocol):
+    """An SDK's stream of events."""
+
+    async def close(self) -> None:
+        """Hang up."""
+        ...
+
+
+@asynccontextmanager
+async def cut_at_the_end(stream: Stream) -> AsyncGenerator[None]:
+    """Hang up at the end, also when the reader is cancelled: the server would go on generating."""
+    try:
+        yield
+    finally:
+        with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
+            await stream.close()
 
 
 async def shorten_error(response: httpx2.Response) -> None:

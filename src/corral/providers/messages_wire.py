@@ -19,7 +19,7 @@ import msgspec
 from corral.domain.inference import ModelChunk
 from corral.errors import ProviderRefused, ProviderUnreachable
 from corral.providers.messages_answer import Answer
-from corral.providers.messages_body import Bounded, instead_of_events, shorten_error
+from corral.providers.messages_body import Bounded, cut_at_the_end, instead_of_events, shorten_error
 from corral.providers.messages_clouds import AMAZON_EVENTS, Cloud
 from corral.providers.messages_errors import clean, http_error, stream_error, unreachable
 from corral.providers.messages_request import WireRequest
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from anthropic._streaming import ServerSentEvent
     from anthropic.lib.bedrock import AsyncAnthropicBedrock
     from anthropic.lib.vertex import AsyncAnthropicVertex
-
-CLOSE_SECONDS_MAX = 2.0
-"""How much is read of a body that should have been a stream, to say what it is."""
 
 
 class _EventType(msgspec.Struct, frozen=True):
@@ -90,14 +87,10 @@ class MessagesClient:
         misused, unreached = await anyio.to_thread.run_sync(self._cloud.failures) if self._cloud else ((), ())
         try:
             stream = await self._send(anthropic, request)
-            try:
+            async with cut_at_the_end(stream):
                 await self._expect_events(stream)
                 async with aclosing(self._events(stream, request.answer_bytes_max)) as events:
                     yield events
-            finally:
-                # A cancelled reader must still cut the connection, or the server goes on generating.
-                with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await stream.close()
         except anthropic.APIStatusError as error:
             raise http_error(error, self._secrets) from error
         except (anthropic.AnthropicError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:

@@ -21,7 +21,7 @@ import anyio.to_thread
 from corral.config_sections import OpenAIWire, SystemRole
 from corral.domain.inference import ModelChunk, ModelRequest
 from corral.errors import MachineUnfit, ProviderError, ProviderRefused, ProviderUnreachable
-from corral.providers.messages_body import Bounded, instead_of_events, shorten_error
+from corral.providers.messages_body import Bounded, cut_at_the_end, instead_of_events, shorten_error
 from corral.providers.messages_errors import clean, unreachable
 from corral.providers.openai_answer import Answer, ServerFault
 from corral.providers.openai_chat import encode_chat
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
 
 BASE_URL = "https://api.openai.com/v1"
-CLOSE_SECONDS_MAX = 2.0
-"""How much is read of a body that should have been a stream, to say what it is."""
 NOT_SEALED = re.compile(r"encrypted|\binclude\b", re.I)
 USAGE_SECONDS_MAX = 5.0
 """How long a finished answer waits for its usage, and for the end of the stream."""
@@ -141,15 +139,11 @@ class OpenAIProvider:
         openai, transport = await anyio.to_thread.run_sync(_import_sdk)
         try:
             stream = await self._send(openai, question)
-            try:
+            async with cut_at_the_end(stream):
                 await self._expect_events(stream)
                 stream.response = cast("httpx2.Response", Bounded(stream.response, question.answer_bytes_max))
                 async with aclosing(cast("AsyncGenerator[object]", aiter(stream))) as events:
                     yield events
-            finally:
-                # A cancelled reader must still cut the connection, or the server goes on generating.
-                with anyio.move_on_after(CLOSE_SECONDS_MAX, shield=True):
-                    await stream.close()
         except openai.APIStatusError as error:
             raise http_error(error, self._secrets) from error
         except (openai.APIConnectionError, transport.HTTPError, transport.StreamError, transport.InvalidURL) as error:
