@@ -180,8 +180,11 @@ class Writes(RuleBasedStateMachine):
             assert len(after.frames) == len(before.frames) + len(committed.rows)
 
     def seen(self) -> Seen:
-        snapshot = self.call(lambda: self.stage.log.snapshot("sesn_1"))
-        events = self.call(lambda: self.stage.log.events("sesn_1", EventsQuery(limit=10_000)))
+        return self.call(self._seen)
+
+    async def _seen(self) -> Seen:
+        snapshot = await self.stage.log.snapshot("sesn_1")
+        events = await self.stage.log.events("sesn_1", EventsQuery(limit=10_000))
         return Seen(snapshot, events, list(self.stage.bus.frames))
 
     def call(self, action: Callable[[], Awaitable[T]]) -> T:
