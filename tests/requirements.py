@@ -3,8 +3,6 @@
 Tests say which features they cover (`@pytest.mark.requirement("F001")`); `test_requirements.py` holds both ways: a
 feature without a test is not promised, and a test cannot name a feature that does not exist. Known gaps and choices of
 our own are data here, not skipped tests.
-
-Source: the contract's features.md.
 """
 
 from __future__ import annotations

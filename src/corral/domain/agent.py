@@ -4,7 +4,7 @@ Every effective change makes a new version; versions never change. This file hol
 decide what a body means (`create`, `update`, `snapshot`), and nothing about HTTP or storage. `UNSET` in a params
 struct means the client left the field out, None that it sent null.
 
-Source: semantics.md section 2, endpoints.md section 2.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

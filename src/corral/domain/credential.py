@@ -3,7 +3,7 @@
 Every function here takes both halves apart or puts a change into both; how the secret half is sealed is in `vaults/`.
 A credential's *key* is what it is found by: the URL of an MCP server, or the name of an environment variable.
 
-Source: semantics.md section 9, endpoints.md section 12; SDK types `beta/vaults/*`.
+Source: the API's public documentation; SDK types `beta/vaults/*`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Credentials as clients send them, to create and to change. What becomes of them is in `credential.py`.
 
-Source: endpoints.md section 12; SDK types `beta/vaults/*_params`.
+Source: the API's public documentation; SDK types `beta/vaults/*_params`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a probe of a credential against its MCP server came to, as the wire shows it.
 
-Source: semantics.md section 9; SDK types `beta_managed_agents_credential_validation*`.
+Source: the API's public documentation; SDK types `beta_managed_agents_credential_validation*`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the name that the inside wrote (of a CONNECT, a URL, an SNI or a Host header); `
 the name resolved to, so that a name which is allowed cannot lead to a place that is not. The proxy that asks is
 `sandboxes/egress`; nothing here resolves, connects or waits.
 
-Source: semantics.md section 4 (networking), RFC 6890 (special addresses).
+Source: the API's public documentation; RFC 6890 (special addresses).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Environments: the recipe of a sandbox. The running instance is a *sandbox*, and lives in `sandboxes/`.
 
-Source: semantics.md section 4, endpoints.md section 4.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Every event has `id` and `processed_at`; a client's event has `processed_at: nul
 What an event does to a session is `lifecycle.py`'s business. Previews (`event_start`, `event_delta`) are not facts:
 they are in `preview.py`.
 
-Source: `shared` contract, events.md sections 1-3, and the SDK's types, which win.
+Source: the API's public documentation, and the SDK's types, which win.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A file is a record; its bytes are a blob that other files may share. A session i
 over the same bytes. What a session wrote to its outputs has an id that follows from session, path and content, so that
 the same output keeps its id however often it is looked for.
 
-Source: endpoints.md section 16, semantics.md section 6; SDK types `beta_file_metadata`, `file_upload_params`.
+Source: the API's public documentation; SDK types `beta_file_metadata`, `file_upload_params`.
 """
 
 from __future__ import annotations

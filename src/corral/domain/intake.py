@@ -5,7 +5,7 @@ breaks a rule, and then nothing is stored. What cannot wait happens here, in the
 open question sets the session running; an interrupt on a waiting session ends the wait. Everything else waits in the
 queue for the harness (`turn.py`).
 
-Source: events.md sections 2, 7, 8, 9; semantics.md section 11.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

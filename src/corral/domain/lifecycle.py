@@ -15,7 +15,7 @@ The rules
 
 `commit` applies a list of changes and is what both stores call inside their transaction. It does no I/O.
 
-Source: events.md sections 3, 4, 7, 8; semantics.md section 1. What to do *next* in a state is `turn.py`'s business.
+Source: the API's public documentation. What to do *next* in a state is `turn.py`'s business.
 """
 
 from __future__ import annotations

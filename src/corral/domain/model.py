@@ -4,7 +4,7 @@ What is listed is what this server knows, not what a provider would answer to: a
 not here has no price, so no session on it can have a budget. The table comes from `model_prices.json` and
 `corral.toml`; `catalogue.py` reads it.
 
-Source: models.md; SDK types `beta_model_info`, `beta_model_capabilities`.
+Source: the API's public documentation; SDK types `beta_model_info`, `beta_model_capabilities`.
 """
 
 from __future__ import annotations

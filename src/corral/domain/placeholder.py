@@ -2,7 +2,7 @@
 
 Pure decisions. The proxy in `sandboxes/egress` does the replacing, and `vaults/` knows the secrets.
 
-Source: semantics.md section 9 (environment variables).
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A stream gets them only when it asked with `event_deltas[]`. The event that a preview announces carries the same id
 and follows in the log; if none does (error, interrupt), the `span.model_request_end` closes the preview.
 
-Source: events.md sections 4.3 and 5.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A session has a copy of its own of each file, with an id of its own; the upload may be deleted meanwhile. Where a file
 is mounted follows from what was asked for; two files never share a place.
 
-Source: semantics.md section 6, endpoints.md section 10; SDK type `beta_managed_agents_file_resource`.
+Source: the API's public documentation; SDK type `beta_managed_agents_file_resource`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ by an update. `SessionState` is a fold over the events: small, bounded, and stor
 transaction, so that nobody ever has to read the history to know where a session stands. `lifecycle.py` is the
 only file that makes new states; `view` joins the two into what the wire shows.
 
-Source: semantics.md sections 1 and 11, endpoints.md section 6.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

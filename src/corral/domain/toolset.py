@@ -4,7 +4,7 @@
 (`*Params`) and response forms stand side by side; `fill` turns the first into the second with every default
 written out, because clients read the echo. What a tool *does* is in `tools/`.
 
-Source: semantics.md sections 2 and 5; SDK types `beta_managed_agents_agent_toolset20260401*`.
+Source: the API's public documentation; SDK types `beta_managed_agents_agent_toolset20260401*`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Every function here is pure. It looks at a `Session` and a `SessionState` and an
 calls, wait before a retry, or rest. The store runs these functions inside its transaction, so a decision never rests
 on a state that has moved on. The api calls `accept`; the harness calls the rest.
 
-Order of the log within a turn (events.md section 4):
+Order of the log within a turn:
 `session.status_running`, `session.thread_status_running`, then for each model request its start, the answer's events
 and its end, then tool results, and at the end `session.thread_status_idle`, `session.usage`, `session.status_idle`.
 """

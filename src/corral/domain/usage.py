@@ -4,7 +4,7 @@ Token counts are kept as whole numbers, money as micro-dollars in whole numbers 
 form rounds to cents. `input_tokens` are the uncached ones. Prices are data (`catalogue.py` builds the table from
 `model_prices.json` and `corral.toml`); a model without a price makes a budget impossible, never free.
 
-Source: semantics.md section 11, models.md.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

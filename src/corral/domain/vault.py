@@ -1,6 +1,6 @@
 """Vaults: named sets of credentials that sessions use. What a credential is, is in `credential.py`.
 
-Source: semantics.md sections 3 and 9, endpoints.md section 11.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

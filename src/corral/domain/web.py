@@ -2,7 +2,7 @@
 
 Decisions only. Which address a name leads to is asked in `domain/egress.py`; fetching and searching are in `tools/`.
 
-Source: semantics.md section 5; SDK types `beta_managed_agents_web_fetch_*` and `beta_managed_agents_web_search_*`.
+Source: the API's public documentation; SDK types `beta_managed_agents_web_{fetch,search}_*`.
 """
 
 from __future__ import annotations

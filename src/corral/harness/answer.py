@@ -149,7 +149,7 @@ def total(
 ) -> RequestTokens:
     """What several models used, each at its own price. The cost is known only if every price is.
 
-    Tokens that must be spent in the US cost a tenth more (models.md).
+    Tokens that must be spent in the US cost a tenth more.
     """
     sums = RequestTokens(cost_microdollars=0)
     for model, usage in ((each.model, each.usage) for each in used):

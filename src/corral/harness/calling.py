@@ -175,7 +175,7 @@ class Caller:
             return await self._parts.sandboxes.open(session_id, self._recipe, secrets)
         except PackagesFailed as error:
             self._failed = error
-            # `retrying`: the session goes on, and its next turn tries again (events.md section 10).
+            # `retrying`: the session goes on, and its next turn tries again.
             untold = ev.ErrorObject(type="unknown_error", message=error.message, retry_status=ev.Retrying())
             self._untold.append(untold)
             raise

@@ -1,6 +1,6 @@
 """How failures of a model request appear in the log: as `session.error`, retried or not.
 
-Source: events.md section 10, semantics.md section 12.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

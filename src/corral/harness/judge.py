@@ -4,7 +4,7 @@ It sees the tool, its input and what the user said; only the user's own messages
 may hold somebody else's instructions. It answers with one word. Anything but a clear word, and any failure of the
 request, becomes `ask`: the user decides. A denial cannot be overruled by anybody.
 
-Source: semantics.md section 5 (`auto`).
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

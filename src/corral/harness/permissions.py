@@ -3,7 +3,7 @@
 `always_allow` and `always_ask` are looked up; `auto` is put to a judge (`judge.py`). A tool that the agent does not
 have, or that is disabled, is denied before any policy applies: then there is no evaluation.
 
-Source: events.md section 3, semantics.md section 5.
+Source: the API's public documentation.
 """
 
 from __future__ import annotations

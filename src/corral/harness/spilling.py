@@ -4,7 +4,7 @@ For every tool that the server runs, wherever it ran. The file is written before
 the call's id, so a worker that dies in between leaves a file that the next one writes again. Where no file can be
 written the preview says that the rest is gone; it never names a file that is not there.
 
-Source: semantics.md section 5 (outputs over 100,000 characters).
+Source: the API's public documentation.
 """
 
 from __future__ import annotations
