@@ -324,6 +324,8 @@ class TemporalSettings(Section, frozen=True, kw_only=True):
     """Between attempts to reach a server that does not answer."""
     sweep_seconds: float = 30.0
     """How often to look for sessions that nobody was told of."""
+    interrupt_check_seconds: float = 5.0
+    """How often to look for interrupts of running sessions whose notice was lost; one that is found twice is heard."""
     drain_seconds: float = 5.0
     """What a stopping worker lets its sessions finish before it hands them over."""
 

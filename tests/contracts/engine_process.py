@@ -27,6 +27,10 @@ async def _poke(session_id: str) -> None:
     return
 
 
+async def _interrupt_of(session_id: str) -> str | None:
+    return None
+
+
 async def _unfinished() -> list[str]:
     return []
 
@@ -37,7 +41,8 @@ async def main(address: str, task_queue: str, host: str, sandbox_host: str) -> N
     async def host_of(session_id: str) -> str | None:
         return sandbox_host or None
 
-    engine = TemporalEngine(await connect(settings), settings, Around(_poke, _unfinished, host_of), host=host, runs=10)
+    around = Around(_poke, _interrupt_of, _unfinished, host_of)
+    engine = TemporalEngine(await connect(settings), settings, around, host=host, runs=10)
     await engine.start(Stuck(), ())
     await asyncio.Event().wait()
 

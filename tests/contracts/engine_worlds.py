@@ -121,9 +121,12 @@ class TemporalWorld(World):
             task_queue=temporal_server.new_task_queue(),
             retry_seconds=0.05,
             drain_seconds=GRACE_SECONDS,
+            interrupt_check_seconds=0.05,
         )
         self.hosts: dict[str, str] = {}
         """Where sessions have their sandboxes."""
+        self.interrupts: dict[str, str] = {}
+        """What waits in their logs."""
         self.workers: dict[str, TemporalEngine] = {}
         self.woken: Engine | None = None
 
@@ -135,7 +138,7 @@ class TemporalWorld(World):
     async def make(self, host: str | None, settings: TemporalSettings | None = None) -> TemporalEngine:
         """An engine by itself."""
         client = await connect(self.settings)  # one each: workers that share a client stop together
-        around = Around(self._poke, self._unfinished, self._host_of)
+        around = Around(self._poke, self._interrupt_of, self._unfinished, self._host_of)
         return TemporalEngine(client, settings or self.settings, around, host=host, runs=100 if host else 0)
 
     async def start_worker(self, host: str, hands: Hands) -> TemporalEngine:
@@ -147,6 +150,9 @@ class TemporalWorld(World):
     async def _poke(self, session_id: str) -> None:
         for worker in self.workers.values():
             worker.poked(session_id)
+
+    async def _interrupt_of(self, session_id: str) -> str | None:
+        return self.interrupts.get(session_id)
 
     async def _unfinished(self) -> list[str]:
         return self.unfinished

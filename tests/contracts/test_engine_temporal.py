@@ -115,6 +115,19 @@ async def test_another_host_goes_on_without_the_sandbox_of_one_that_does_not_ans
     assert (turn.session_id, turn.inherited) == (session_id, True)
 
 
+async def test_an_interrupt_that_nobody_was_told_of_is_found(engines: TemporalWorld) -> None:
+    await engines.start()
+    session_id, other = new_session_id(), new_session_id()
+    engines.engine.wake(session_id)
+    turn = await engines.hands.next()
+    engines.engine.wake(other)
+    aside = await engines.hands.next()
+    engines.interrupts[session_id] = "sevt_1"
+    with anyio.fail_after(WAIT_SECONDS_MAX):
+        await turn.interrupted.wait()
+    assert not aside.interrupted.is_set()
+
+
 async def test_a_session_that_nobody_was_told_of_is_found(engines: TemporalWorld) -> None:
     settings = engines.settings
     engines.settings = TemporalSettings(address=settings.address, task_queue=settings.task_queue, sweep_seconds=0.1)

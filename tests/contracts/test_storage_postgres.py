@@ -21,6 +21,7 @@ from corral.engines.bus import LocalBus
 from corral.errors import Conflict, Invalid, MachineUnfit, NotFound, StaleEpoch, Unavailable
 from corral.interfaces.bus import Subscription
 from corral.interfaces.event_log import Decision
+from corral.storage import postgres_notices
 from corral.storage.postgres import PostgresStore, migrate, open_store
 from tests import postgres_server
 from tests.contracts.storage_fixtures import Bus, Clock, asked, deciding, fresh, record, said, session
@@ -31,6 +32,12 @@ pytestmark = [
 ]
 
 WAIT_SECONDS_MAX = 60
+UNTOLD = """
+INSERT INTO events (session, seq, id, type, processed_at, body)
+SELECT e.session, e.seq + 1, 'sevt_untold', e.type, e.processed_at, e.body
+FROM sessions AS s JOIN events AS e ON e.session = s.number WHERE s.id = 'sesn_a' ORDER BY e.seq DESC LIMIT 1
+"""
+"""One more event of a log, and no notice of it."""
 
 
 @pytest.fixture
@@ -203,6 +210,30 @@ async def test_a_lost_notice_only_delays(opened: Opener, url: str) -> None:
     assert await shown(stream, 5) == (await ids_of(first.store))[1:]
     await first.store.log.transact("sesn_a", deciding(said()))
     assert await shown(stream, 1) == (await ids_of(first.store))[6:]
+
+
+async def test_a_lost_notice_only_delays_while_others_keep_coming(
+    opened: Opener, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_notices, "RECHECK_SECONDS", 0.5)
+    first, second = await opened(), await opened()
+    for session_id in ("sesn_a", "sesn_b"):
+        await first.store.log.create(session(session_id), fresh(), deciding())
+    quiet, busy = second.stream("sesn_a"), second.stream("sesn_b")
+    for session_id, stream in (("sesn_a", quiet), ("sesn_b", busy)):
+        await first.store.log.transact(session_id, deciding(said()))
+        await shown(stream, 1)
+    async with anyio.create_task_group() as tasks:
+
+        async def keep_coming() -> None:
+            while True:
+                await first.store.log.transact("sesn_b", deciding(said()))
+
+        tasks.start_soon(keep_coming)
+        await shown(busy, 5)
+        await postgres_server.execute(url, UNTOLD)
+        await shown(quiet, 1)
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_wake_reaches_every_process(opened: Opener) -> None:

@@ -111,6 +111,7 @@ class Cluster:
 
     def __init__(self, directory: Path, database: str, bucket: Bucket, toml: str, *, workers: int) -> None:
         self.directory = directory
+        self.database = database
         self.config = directory / "corral.toml"
         self.watch = Watch()
         blobs = bucket.settings
@@ -118,7 +119,7 @@ class Cluster:
         self.config.write_text(
             f'database = "{database}"\nengine = "temporal"\n'
             f'[temporal]\naddress = "{temporal_server.shared()}"\ntask_queue = "{self.task_queue}"\n'
-            f"drain_seconds = 1.0\nsweep_seconds = 2.0\n"
+            f"drain_seconds = 1.0\nsweep_seconds = 2.0\ninterrupt_check_seconds = 1.0\n"
             f'[blobs]\nbackend = "s3"\nbucket = "{blobs.bucket}"\nprefix = "{blobs.prefix}"\n'
             f'endpoint_url = "{blobs.endpoint_url}"\nregion = "{blobs.region}"\n'
             f'[[models]]\npattern = "*"\nprovider = "scripted"\n{toml}',

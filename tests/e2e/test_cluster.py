@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -13,6 +14,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from corral.app.clock import SystemClock
+from corral.domain import intake
+from corral.domain.event import UserInterrupt
+from corral.domain.ids import new_id
+from corral.engines.bus import LocalBus
+from corral.interfaces.event_log import Decision
+from corral.storage.postgres import open_store
 from tests import postgres_server, temporal_server
 from tests.contracts.bucket import serving_bucket
 from tests.e2e.clusters import Cluster, cluster
@@ -72,6 +80,28 @@ def test_an_interrupt_through_any_server_stops_a_command_on_a_worker(running: Cl
             stream.until("agent.tool_use")
             reader.beta.sessions.events.send(session.id, events=[{"type": "user.interrupt"}])
             stream.idle()
+
+
+def test_an_interrupt_whose_notice_was_lost_is_found_in_the_log(running: Cluster) -> None:
+    with running.servers[0].client() as client:
+        session = new_session(client)
+        with reading(client, session.id) as stream:
+            send(client, session.id, script(bash("sleep 600"), {"say": "Never."}))
+            stream.until("agent.tool_use")
+            asyncio.run(_interrupt_untold(running.database, session.id))
+            stream.idle()
+
+
+async def _interrupt_untold(database: str, session_id: str) -> None:
+    """What a server commits for an interrupt, without telling anybody."""
+    store = await open_store(database, LocalBus(frames_max=1, bytes_max=1), SystemClock())
+    try:
+        events = [UserInterrupt(id=new_id("sevt"))]
+        await store.log.transact(
+            session_id, lambda session, state, now: Decision(intake.accept(session, state, events, now))
+        )
+    finally:
+        await store.close()
 
 
 @pytest.mark.requirement("F069")

@@ -11,8 +11,10 @@ from prometheus_client import CollectorRegistry
 from corral.app.extras import needing
 from corral.app.storage import OpenStore
 from corral.config import Settings
+from corral.domain.query import EventsQuery
 from corral.engines.local import LocalEngine
 from corral.interfaces.engine import Engine
+from corral.interfaces.event_log import EventLog
 from corral.sandboxes.hosts import Hosts
 
 MakeEngine: TypeAlias = Callable[[OpenStore, Hosts], Engine]
@@ -37,10 +39,22 @@ async def engine_maker(settings: Settings, registry: CollectorRegistry) -> MakeE
 
     def temporal(opened: OpenStore, hosts: Hosts) -> Engine:
         assert opened.wakes is not None, "require_roles() comes first"
-        around = Around(partial(opened.wakes.wake, interrupt=True), opened.store.log.unfinished, hosts.of)
+        log = opened.store.log
+        around = Around(
+            poke=partial(opened.wakes.wake, interrupt=True),
+            interrupt_of=partial(_interrupt_of, log),
+            unfinished=log.unfinished,
+            host_of=hosts.of,
+        )
         runs = running_max if hosts.here else 0
         engine = TemporalEngine(client, settings.temporal, around, host=hosts.here or None, runs=runs)
         opened.wakes.on_wake = lambda session, interrupt: engine.poked(session)
         return engine
 
     return temporal
+
+
+async def _interrupt_of(log: EventLog, session_id: str) -> str | None:
+    """The first interrupt that waits in the session's queue."""
+    page = await log.events(session_id, EventsQuery(limit=1, beyond=(True, 0), types=("user.interrupt",)))
+    return page[0].event.id if page else None

@@ -3,7 +3,8 @@
 One workflow for each session that has work, by the session's id (`temporal_session.py`); its activity is one `advance`.
 Only ids go through Temporal. An interrupt is a poke beside it (`poke`), since the log has what there is to know of it.
 Nothing here is trusted: two activities at once are told apart by the log's epochs, a wake that was lost is found by
-looking for unfinished sessions now and then. A process that only serves the API wakes and pokes, and runs nothing.
+looking for unfinished sessions now and then, and a lost poke by looking into the logs of those that run here. A process
+that only serves the API wakes and pokes, and runs nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from corral.engines.attempts import attempt
 from corral.engines.signals import LocalSignal
 from corral.engines.temporal_server import connect
 from corral.engines.temporal_session import ACTIVITY, LEFT, WORKFLOW, SessionWorkflow, queue_of
-from corral.errors import MachineUnfit, Unavailable
+from corral.errors import MachineUnfit, NotFound, Unavailable
 from corral.interfaces.engine import Worker
 
 log = structlog.get_logger(__name__)
@@ -49,6 +50,8 @@ class Around(NamedTuple):
 
     poke: Callable[[str], Awaitable[None]]
     """Tell whoever advances the session, in whatever process, that an interrupt is in its log. Raises `Unavailable`."""
+    interrupt_of: Callable[[str], Awaitable[str | None]]
+    """The id of the first interrupt in the session's log that nobody has taken up. Raises `NotFound`, `Unavailable`."""
     unfinished: Callable[[], Awaitable[list[str]]]
     """As `EventLog.unfinished`."""
     host_of: Callable[[str], Awaitable[str | None]]
@@ -91,6 +94,7 @@ class TemporalEngine:
         self._worker = worker
         if self._runs_max:
             assert self._host is not None
+            self._tasks.append(asyncio.create_task(self._look_for_interrupts(), name="corral-interrupts"))
             for queue, steps in (
                 (self._settings.task_queue, True),
                 (queue_of(self._settings.task_queue, self._host), False),
@@ -184,6 +188,23 @@ class TemporalEngine:
                 log.warning("unfinished_sessions_not_found", reason=error.message)
                 continue
             begun, seen = (found & seen) - self._runs.keys(), found
+
+    async def _look_for_interrupts(self) -> None:
+        """Poke the sessions that run here and have an interrupt that nobody has told of: found twice, because one that
+        is being taken up at this moment must not hit what comes after it."""
+        seen: dict[str, str | None] = {}
+        while True:
+            await asyncio.sleep(self._settings.interrupt_check_seconds)
+            found: dict[str, str | None] = {}
+            for session_id in list(self._runs):
+                try:
+                    waiting = found[session_id] = await self._around.interrupt_of(session_id)
+                except (NotFound, Unavailable) as error:
+                    log.info("interrupts_not_found", session_id=session_id, reason=error.message)
+                    continue
+                if waiting is not None and seen.get(session_id) == waiting:
+                    self.poked(session_id)
+            seen = found
 
     # ------------------------------------------------------------------------------------------------ running
 

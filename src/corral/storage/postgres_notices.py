@@ -264,16 +264,18 @@ class Notices:
     # --------------------------------------------------------------------------------------------- the task
 
     async def _work(self) -> None:
+        compared_at = anyio.current_time()
         while True:
-            with anyio.move_on_after(RECHECK_SECONDS) as waiting:
+            with anyio.CancelScope(deadline=compared_at + RECHECK_SECONDS):
                 await self._ready.wait()
             self._ready.clear()
             try:
                 if self._connection is None:
                     await self._listen()
                     self._is_behind = True
-                if waiting.cancelled_caught or self._is_behind:
-                    self._is_behind = False
+                # By the clock, and not when nothing has come for so long: what is lost may be of one log among many.
+                if self._is_behind or anyio.current_time() >= compared_at + RECHECK_SECONDS:
+                    self._is_behind, compared_at = False, anyio.current_time()
                     await self._compare()
                 await self._show_all()
             except (Unavailable, MachineUnfit, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
