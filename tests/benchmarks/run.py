@@ -32,6 +32,7 @@ BENCHMARKS = (
     "web_fetch",
     "checkpoint",
     "idle_sessions",
+    "recovery",
     "cluster",
 )
 

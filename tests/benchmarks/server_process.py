@@ -95,6 +95,10 @@ class Server(Address):
         """What is resident."""
         return int(self._statm.read_text(encoding="ascii").split()[1]) * PAGE_BYTES
 
+    def kill(self) -> None:
+        """SIGKILL."""
+        os.kill(self._pid, signal.SIGKILL)
+
     def children(self) -> int:
         """How many processes it has started that still run."""
         return len(Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text(encoding="ascii").split())
