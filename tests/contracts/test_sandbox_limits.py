@@ -9,8 +9,9 @@ from __future__ import annotations
 import select
 import subprocess
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -140,6 +141,33 @@ def test_what_dead_servers_left_is_reaped_and_what_runs_is_not(
     cat.kill()
     cat.wait()
     alive.remove()
+
+
+class Raced(cgroups.Limits):
+    """Limits that are not set before somebody else has taken away what is empty, as servers do that start."""
+
+    reaps: ClassVar[Iterator[Callable[[], None]]] = iter(())
+
+    def values(self, controller: str, *, old: bool) -> Iterator[tuple[str, str, bool]]:
+        next(self.reaps, lambda: None)()
+        yield from super().values(controller, old=old)
+
+
+def test_a_group_that_others_take_away_while_it_is_made_is_made_again(
+    found: cgroups.Cgroups, cat: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Raced, "reaps", repeat(found.reap, 10))
+    group = found.group("sesn_raced", Raced(*LIMITS))
+    group.make()
+    found.reap()
+    monkeypatch.setattr(Raced, "reaps", repeat(found.reap, 10))
+    group.put(cat.pid)
+    (pids,) = {place for place in groups("sesn_raced") if (place / "pids.max").exists()} or (None,)
+    assert pids is None or (pids / "pids.max").read_text(encoding="ascii").strip() != "max"
+    assert {(place / "cgroup.procs").read_text(encoding="ascii") for place in groups("sesn_raced")} == {f"{cat.pid}\n"}
+    cat.kill()
+    cat.wait()
+    group.remove()
 
 
 @pytest.mark.anyio

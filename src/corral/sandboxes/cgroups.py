@@ -14,9 +14,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +32,7 @@ CPU_PERIOD_MICROSECONDS = 100_000
 FREEZE_SECONDS_MAX = 5.0
 FREEZE_POLL_SECONDS = 0.001
 REMOVE_SECONDS_MAX = 5.0
-PUT_ATTEMPTS_MAX = 3
+ATTEMPTS_MAX = 100
 THREADS_OF_OURS = 2
 """bwrap itself, which waits outside, and the daemon's reserve; not charged to what an agent may start."""
 
@@ -75,16 +78,12 @@ class Group:
         """Places by controller; `freezer` is one of them in both versions."""
 
     def make(self) -> None:
-        """Create it with its limits. What an earlier sandbox of the session left is made anew."""
-        for attempt in range(PUT_ATTEMPTS_MAX):
-            try:
-                return self._make()
-            except OSError as error:
-                if not _is_gone(error) or attempt == PUT_ATTEMPTS_MAX - 1:
-                    raise
-
-    def _make(self) -> None:
+        """Create it with its limits. What an earlier sandbox of the session left is made anew. Raises
+        `SandboxUnavailable`."""
         self._rmdir()
+        self._do(self._create)
+
+    def _create(self) -> None:
         for controller, place in self._places.items():
             place.mkdir(parents=True, exist_ok=True)
             for name, value, optional in self._limits.values(controller, old=self._old):
@@ -92,17 +91,22 @@ class Group:
                     _write(place / name, value)
 
     def put(self, *pids: int) -> None:
-        """Move processes into it; what they start from now on is in it too. A process that is gone is an error."""
+        """Move processes into it; what they start from now on is in it too. A process that is gone is an error. Raises
+        `SandboxUnavailable`."""
         for pid in pids:
-            for attempt in range(PUT_ATTEMPTS_MAX):
-                try:
-                    for place in self._distinct():
-                        _write(place / "cgroup.procs", str(pid))
-                    break
-                except OSError as error:
-                    if not _is_gone(error) or attempt == PUT_ATTEMPTS_MAX - 1:
-                        raise SandboxUnavailable(f"The sandbox's limits could not be set: {error}") from error
-                    self.make()
+            for place in self._distinct():
+                self._do(partial(_write, place / "cgroup.procs", str(pid)))
+
+    def _do(self, step: Callable[[], None]) -> None:
+        """Servers that start, and others who share the group, take away what they find empty: then it is made again."""
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                return step()
+            except OSError as error:
+                if not _is_gone(error) or attempt == ATTEMPTS_MAX:
+                    raise SandboxUnavailable(f"The sandbox's limits could not be set: {error}") from error
+            with suppress(OSError):  # if it cannot be made, the step shows why
+                self._create()
 
     def take_over(self, former: Group) -> None:
         """Hold what `former` holds, with the same limits, and be there in its place. Nothing in it may be starting
@@ -152,7 +156,7 @@ class Group:
             self._write_frozen(place, new, old)
         except OSError as error:
             # Its last process has ended, and the group with it.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            if not _is_gone(error):
                 raise
 
     def _write_frozen(self, place: Path, new: str, old: str) -> None:
@@ -234,7 +238,7 @@ def find(root: Path) -> Cgroups | None:
 
 def _works(found: Cgroups) -> bool:
     """Whether a process of ours can be moved into a group with limits."""
-    group = found.group(f"trial-{os.getpid()}", Limits(1 << 28, 16, 1.0))
+    group = found.group(f"trial-{secrets.token_hex(8)}", Limits(1 << 28, 16, 1.0))
     try:
         group.make()
         # It waits for the end of its input, which is us.
