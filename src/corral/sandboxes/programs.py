@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import stat
 import subprocess
@@ -31,7 +32,7 @@ PYTHON_LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib",
 CHECK_SECONDS_MAX = 20.0
 UNUSED_SECONDS = 86_400.0
 """A copy is kept this long after a server last asked for it."""
-COPY = re.compile(r"[a-z]+-[0-9a-f]{16}(\.draft-[0-9]+)?")
+COPY = re.compile(r"[a-z]+-[0-9a-f]{16}(\.draft-[0-9a-f]+)?")
 
 
 class Python(NamedTuple):
@@ -147,8 +148,7 @@ def stage(root: Path, name: str, parts: Mapping[str, Path | str], finish: Callab
     if place.is_dir():
         os.utime(place)
         return place
-    draft = place.with_name(f"{place.name}.draft-{os.getpid()}")
-    remove_tree(draft)
+    draft = place.with_name(f"{place.name}.draft-{secrets.token_hex(8)}")
     for relative, source in parts.items():
         _put(draft / relative, source)
     if finish is not None:
@@ -157,7 +157,7 @@ def stage(root: Path, name: str, parts: Mapping[str, Path | str], finish: Callab
     try:
         draft.rename(place)
     except OSError:
-        # Another server made the same copy at the same moment.
+        # Somebody else made the same copy at the same moment.
         remove_tree(draft)
     return place
 

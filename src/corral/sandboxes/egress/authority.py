@@ -7,6 +7,7 @@ what would cost; certificates are made as names are asked for and kept, a bounde
 from __future__ import annotations
 
 import os
+import secrets
 import ssl
 import tempfile
 from collections import OrderedDict
@@ -124,8 +125,7 @@ def answered_as(connection: ssl.SSLObject) -> str:
 
 def write_private(path: Path, text: str) -> None:
     """Make a file that only its owner reads, whole or not at all, unless it is there."""
-    draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
-    draft.unlink(missing_ok=True)
+    draft = path.with_name(f"{path.name}.draft-{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="ascii") as file:
         file.write(text)

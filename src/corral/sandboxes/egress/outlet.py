@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import ssl
 import subprocess
@@ -377,7 +378,7 @@ def _listen(place: Path, uid: int) -> socket.socket:
 
 def _publish(path: Path, text: str) -> None:
     """A file for everybody to read."""
-    draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
+    draft = path.with_name(f"{path.name}.draft-{secrets.token_hex(8)}")
     draft.write_text(text, encoding="ascii", errors="ignore")
     draft.chmod(0o644)
     draft.replace(path)
