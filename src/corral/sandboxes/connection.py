@@ -113,6 +113,7 @@ class Connection:
         self.leaving = False
         """True when the server stops: calls that are cancelled then go on inside, for the next server to collect."""
         self._idle: asyncio.TimerHandle | None = None
+        self._rests = False
         self.touch()
         # The connection outlives every request, so no request's task group can own its reader; `close` awaits it.
         self._serving = asyncio.create_task(self._serve(), name="sandbox connection")
@@ -131,15 +132,16 @@ class Connection:
         """It is used: count the idle time from now."""
         if self._idle is not None:
             self._idle.cancel()
-        loop, settings = asyncio.get_running_loop(), self._settings
-        self._used = loop.time()
-        self._idle = loop.call_later(min(settings.pause_seconds, settings.checkpoint_seconds), self._pause)
+        self._rests = False
+        settings = self._settings
+        seconds = min(settings.pause_seconds, settings.checkpoint_seconds)
+        self._idle = asyncio.get_running_loop().call_later(seconds, self._pause)
 
     @property
     def idle(self) -> bool:
-        """Whether it has not been used for `checkpoint_seconds`."""
-        unused = asyncio.get_running_loop().time() - self._used
-        return not self._waiting and unused >= self._settings.checkpoint_seconds
+        """Whether it has said so, by `on_idle`, and was not used since. Never by the clock: it is said once, and a
+        clock that goes in milliseconds may show a hair less than `checkpoint_seconds` when the time is over."""
+        return self._rests and not self._waiting
 
     def _pause(self) -> None:
         """Stop what runs in the background, unless somebody waits. The next call lets it go on."""
@@ -155,6 +157,7 @@ class Connection:
         if self._waiting:
             self.touch()
         else:
+            self._rests = True
             self.on_idle()
 
     def hang_up(self) -> None:
