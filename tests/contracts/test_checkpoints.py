@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,8 +26,14 @@ from corral.engines.bus import LocalBus
 from corral.errors import CorralError, SandboxError, Unavailable
 from corral.interfaces.records import Records
 from corral.interfaces.sandbox import SandboxCall, Upkeep
-from corral.sandboxes.checkpoints import KIND
-from corral.sandboxes.directory import start_ticks
+from corral.sandboxes.checkpoints import KIND, Checkpoints
+from corral.sandboxes.directory import (
+    SessionDirectory,
+    give_back_lost_uids,
+    give_back_uid,
+    remove_tree,
+    start_ticks,
+)
 from corral.sandboxes.lifecycle import EXPIRED, FILES_LOST, RESTARTED, RESTORED
 from corral.sandboxes.local import LocalSandboxes
 from corral.storage.blobs import DiskBlobs
@@ -136,6 +145,32 @@ LOOK = """
 chmod 700 shut; find . ! -type p ! -path . -printf '%P %y %s %n %l ' -exec stat -c '%a %.9Y' {} ';' | sort; cat in hard
 tail -c 3 sparse; [ hard -ef in ] && echo same; du -k sparse | cut -f1; chmod 0 shut
 """
+
+
+async def test_a_sandbox_rests_on_time_whatever_the_grain_of_the_clock(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server's event loop counts milliseconds, and as floats these two are less than 0.6 seconds apart.
+    now, paused, rests = 20263.0, 20263.3, 20263.6
+    assert rests - now < 0.6
+    async with house.serving(msgspec.structs.replace(SETTINGS, pause_seconds=0.3, checkpoint_seconds=0.6)) as server:
+        loop, files = asyncio.get_running_loop(), house.files()
+        monkeypatch.setattr(loop, "time", lambda: now)
+        await server.run("echo x > x")
+        for now in (paused, rests):  # noqa: B007  # read by the clock
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await anyio.to_thread.run_sync(wait_until, lambda: not files.exists())
+        monkeypatch.undo()
+        await server.sandboxes.destroy(SESSION)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """In a thread, by a clock of its own."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.02)
 
 
 async def test_files_come_back_as_they_were(house: House) -> None:
@@ -313,6 +348,7 @@ async def died(house: House, *, until_call: str) -> None:
         "checkpoints.Checkpoints._give_up",
         "checkpoints.Checkpoints._drop_reference",
         "directory.SessionDirectory.remove",
+        "directory.give_back_uid",
         "directory.remove_tree",
     ],
 )
@@ -329,6 +365,32 @@ async def test_a_server_that_dies_while_it_puts_away_loses_nothing(house: House,
         assert (await house.kept(REFERENCE_KIND), len(house.blob_files())) == (1, 1)
         await server.sandboxes.destroy(SESSION)
         assert (await house.kept(REFERENCE_KIND), house.blob_files(), house.left()) == (0, [], [])
+
+
+@pytest.mark.parametrize("step", ["save", "_put", "_give_up"])
+async def test_nothing_is_left_of_a_session_that_is_deleted_while_it_is_put_away(house: House, step: str) -> None:
+    async with house.serving() as server, anyio.create_task_group() as tasks:
+        await server.run("echo one > file")
+        await server.rest()
+        await server.run("echo two > file")
+        go_on: Callable[..., Awaitable[object]] = getattr(Checkpoints, step)
+
+        async def deleted_meanwhile(*args: object, **named: object) -> object:
+            patch.undo()
+            house.sessions.clear()
+            tasks.start_soon(server.sandboxes.destroy, SESSION)
+            await anyio.wait_all_tasks_blocked()
+            return await go_on(*args, **named)
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(Checkpoints, step, deleted_meanwhile)
+        await server.rest()
+    assert (await house.kept(KIND), await house.kept(REFERENCE_KIND), house.blob_files(), house.left()) == (
+        0,
+        0,
+        [],
+        [],
+    )
 
 
 # ---------------------------------------------------------------------------------------------- age, and the nobody's
@@ -377,6 +439,29 @@ async def test_what_belongs_to_no_session_is_removed_when_a_server_starts(house:
         await until(lambda: house.left() == [] and house.blob_files() == [])
         assert start_ticks(record.pid) is None
     assert (await house.kept(KIND), await house.kept(REFERENCE_KIND)) == (0, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives users away")
+async def test_a_user_is_free_when_its_directory_is_gone_but_not_while_that_is_being_made(tmp_path: Path) -> None:
+    gone, begun = SessionDirectory(tmp_path, "sesn_gone"), SessionDirectory(tmp_path, "sesn_begun")
+    gone.make(uid_first=210_000, uid_count=2)
+    remove_tree(gone.path)  # by the `rm` of a server that was killed meanwhile
+    begun.server.mkdir(parents=True)
+    claimed = begun.claim_uid(210_000, 2)
+    give_back_lost_uids(tmp_path, used=())
+    assert os.listdir(tmp_path / "uids") == [str(claimed)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives users away")
+async def test_a_user_is_not_given_back_by_whom_it_belonged_to_before(tmp_path: Path) -> None:
+    before, now = SessionDirectory(tmp_path, "sesn_before"), SessionDirectory(tmp_path, "sesn_now")
+    before.make(uid_first=210_000, uid_count=1)
+    give_back_uid(tmp_path, before.server, 210_000)
+    now.make(uid_first=210_000, uid_count=1)
+    before.remove()  # again, after a crash
+    assert os.listdir(tmp_path / "uids") == ["210000"]
+    now.remove()
+    assert os.listdir(tmp_path / "uids") == []
 
 
 async def test_running_sandboxes_are_left_alone_by_the_reaper(house: House) -> None:

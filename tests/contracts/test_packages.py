@@ -6,16 +6,18 @@ needed. Some of them are hostile.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import pytest
 from structlog.testing import capture_logs
@@ -27,7 +29,7 @@ from corral.interfaces.sandbox import Sandboxes
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory, remove_tree
 from corral.sandboxes.egress.outlet import Egress
-from corral.sandboxes.packages.layers import seal
+from corral.sandboxes.packages.layers import Layers, seal
 from corral.sandboxes.process import ProcessSandboxes
 from tests.contracts.local_index import Index
 from tests.contracts.test_sandboxes import Hands, contract
@@ -276,6 +278,19 @@ os.chmod('/opt/corral/packages/suid', 0o4777)
     assert (status.st_mode & 0o7777, status.st_uid) == (0o755, os.geteuid())
 
 
+def hanging(machine: Machine, hang: Path) -> None:
+    """Make a package whose installation never ends while `hang` is there."""
+    os.mkfifo(hang, 0o666)
+    hang.chmod(0o666)
+    code = f"import os, time\nif os.path.exists('{hang}'):\n    open('{hang}', 'w').close()\n    time.sleep(600)"
+    machine.packages.source("probe_s", hostile=code)
+
+
+async def opened_by_a_build(hang: Path) -> None:
+    """Until the build, deep inside, has come to where it hangs."""
+    await anyio.to_thread.run_sync(lambda: hang.open("rb").close(), abandon_on_cancel=True)
+
+
 KILLED = """
 import sys, anyio
 from pathlib import Path
@@ -292,15 +307,11 @@ async def test_a_server_that_is_killed_takes_its_build_along_and_the_next_one_bu
     machine: Machine, server: BubblewrapSandboxes
 ) -> None:
     hang = machine.packages.place / "hang"
-    os.mkfifo(hang, 0o666)
-    hang.chmod(0o666)
-    hanging = f"import os, time\nif os.path.exists('{hang}'):\n    open('{hang}', 'w').close()\n    time.sleep(600)"
-    machine.packages.source("probe_s", hostile=hanging)
+    hanging(machine, hang)
     command = [sys.executable, "-c", KILLED, str(machine.root), str(machine.packages.place)]
     process = await anyio.open_process(command, cwd=Path(__file__).parents[2])
     try:
-        # Opens when the build, deep inside, has come to where it hangs.
-        await anyio.to_thread.run_sync(lambda: hang.open("rb").close(), abandon_on_cancel=True)
+        await opened_by_a_build(hang)
         (draft,) = (machine.layers / "drafts").glob("*")
     finally:
         process.kill()
@@ -325,11 +336,34 @@ async def test_waiting_for_a_build_can_be_cut_short_and_the_build_goes_on(
 
 @contract
 async def test_a_server_that_stops_ends_its_builds_and_leaves_nothing(machine: Machine) -> None:
+    hang = machine.packages.place / "hang"
+    hanging(machine, hang)
+    server = machine.server()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.open, "sesn_1", recipe(pip=("probe_s",)))
+        await opened_by_a_build(hang)
+        tasks.cancel_scope.cancel()
+    await server.close()
+    assert machine.leftovers() == []
+
+
+@contract
+async def test_a_server_that_stops_begins_no_build(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.packages.source("probe_s", hostile="import time\ntime.sleep(600)")
     server = machine.server()
-    with anyio.move_on_after(1):
+    closing: list[asyncio.Task[None]] = []
+    step = "_lock"
+    lock: Callable[[Layers, str], int] = getattr(Layers, step)
+
+    def locked_too_late(layers: Layers, key: str) -> int:
+        found = lock(layers, key)
+        anyio.from_thread.run_sync(lambda: closing.append(asyncio.create_task(server.close())))
+        return found
+
+    monkeypatch.setattr(Layers, step, locked_too_late)
+    with pytest.raises(PackagesFailed, match="stopping"):
         await server.open("sesn_1", recipe(pip=("probe_s",)))
-    await server.close()
+    await closing[0]
     assert machine.leftovers() == []
 
 

@@ -24,13 +24,10 @@ from corral.config_sections import SandboxSettings
 from corral.errors import CorralError
 from corral.interfaces.sandbox import Upkeep
 from corral.sandboxes.checkpoints import Checkpoints
-from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.directory import SessionDirectory, give_back_lost_uids, remove_tree
 from corral.sandboxes.series import SandboxSeries
 
 log = structlog.get_logger(__name__)
-
-CLAIM_SECONDS_MIN = 600.0
-"""A host uid may be claimed for this long before something belongs to it."""
 
 
 class Backend(Protocol):
@@ -105,7 +102,7 @@ class Attendant:
 
     async def reap(self, upkeep: Upkeep, checkpoints: Checkpoints) -> None:
         """Look once for what is to be removed or put away."""
-        unclaimed = await anyio.to_thread.run_sync(self._empty_trash)
+        await anyio.to_thread.run_sync(self._empty_trash)
         for session_id in await anyio.to_thread.run_sync(_names, self._root / "sessions"):
             if self._backend.has(session_id):
                 continue
@@ -114,7 +111,7 @@ class Attendant:
                 log.info("sandbox_reaped", session_id=session_id)
             elif await anyio.to_thread.run_sync(self._rests, session_id):
                 await self._try_put_away(session_id)
-        await anyio.to_thread.run_sync(self._give_back_uids, unclaimed)
+        await anyio.to_thread.run_sync(self._give_back_uids)
         await self._look_at_checkpoints(upkeep, checkpoints)
 
     async def _look_at_checkpoints(self, upkeep: Upkeep, checkpoints: Checkpoints) -> None:
@@ -145,23 +142,14 @@ class Attendant:
         changed = directory.server.stat().st_mtime if directory.server.exists() else 0.0
         return time.time() - changed >= self._settings.checkpoint_seconds
 
-    def _empty_trash(self) -> set[int]:
-        """Whose it was."""
+    def _empty_trash(self) -> None:
         trash = self._root / "trash"
-        owners = {uid for name in _names(trash) for uid in (_owners(trash / name) | _owners(trash))}
         for name in _names(trash):
             remove_tree(trash / name)
-        return owners
 
-    def _give_back_uids(self, unclaimed: set[int]) -> None:
-        """Forget claims on host uids that nothing belongs to: old ones, and those whose owner was just removed."""
-        used = {str(uid) for name in _names(self._root / "sessions") for uid in _owners(self._root / "sessions" / name)}
-        for uid in _names(self._root / "uids"):
-            claim = self._root / "uids" / uid
-            if uid in used:
-                continue
-            if uid in map(str, unclaimed) or time.time() - claim.stat().st_mtime > CLAIM_SECONDS_MIN:
-                claim.unlink(missing_ok=True)
+    def _give_back_uids(self) -> None:
+        sessions = self._root / "sessions"
+        give_back_lost_uids(self._root, {uid for name in _names(sessions) for uid in _owners(sessions / name)})
 
 
 def _report(work: asyncio.Task[None]) -> None:

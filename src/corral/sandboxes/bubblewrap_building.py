@@ -20,7 +20,7 @@ from corral.domain.egress import EgressPolicy
 from corral.errors import PackagesFailed
 from corral.sandboxes.bases import Base
 from corral.sandboxes.bubblewrap_inside import HOME, Programs, arguments
-from corral.sandboxes.directory import claim_uid
+from corral.sandboxes.directory import UID_CLAIM, claim_uid, give_back_uid
 from corral.sandboxes.egress.inside import PORT, SOCKET, WayOut, way_out
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.packages.inside import LAYER
@@ -116,7 +116,7 @@ class BubblewrapWorkshop:
             return os.geteuid()
         settings = self._settings
         uid = claim_uid(self._root, draft, first=settings.uid_first, count=settings.uid_count)
-        for name in os.listdir(draft):
+        for name in (each for each in os.listdir(draft) if each != UID_CLAIM):
             _run("chown", "-R", "-h", f"{uid}:{uid}", str(draft / name))
         return uid
 
@@ -125,10 +125,9 @@ class BubblewrapWorkshop:
         parts = [str(self._base.path / name) for name in WRITABLE_FOR_APT if os.path.lexists(self._base.path / name)]
         _run("cp", "-a", "--reflink=auto", "--no-preserve=ownership", "--", *parts, str(draft / "base"))
 
-    def release(self, uid: int) -> None:
+    def release(self, draft: Path, uid: int) -> None:
         """See `Workshop.release`."""
-        if os.geteuid() == 0:
-            (self._root / "uids" / str(uid)).unlink(missing_ok=True)
+        give_back_uid(self._root, draft, uid)
 
     @asynccontextmanager
     async def network(self, draft: Path, uid: int) -> AsyncGenerator[Mapping[str, str]]:

@@ -7,7 +7,9 @@
     <root>/trash/   what is being removed: it goes there in one step, so a session's directory is whole or not there
 
 When the server is root, `files/` belongs to the host uid of this one sandbox, claimed as `<root>/uids/<uid>`, so no
-two sandboxes share a uid. Otherwise everything belongs to the server's user. Blocking; called from worker threads.
+two sandboxes share a uid. That file has a second name in the directory it is claimed for, from its beginning: one that
+has lost it is nobody's, which a crash between any two steps cannot change. Otherwise everything belongs to the server's
+user. Blocking; called from worker threads.
 How an instance is started is in `local.py` and the backends.
 """
 
@@ -23,6 +25,8 @@ import signal
 import subprocess
 import time
 import zlib
+from collections.abc import Collection
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -35,6 +39,8 @@ SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 KEPT_FOLDERS = ("workspace", "outputs", "uploads", "home")
 PACKED_FOLDERS = ("workspace", "outputs", "home")
 """What goes into a checkpoint; uploads are put in anew."""
+UID_CLAIM = "uid"
+"""The second name of a claim on a host uid."""
 KILL_SECONDS_MAX = 10.0
 LOCK_POLL_SECONDS = 0.01
 
@@ -138,10 +144,9 @@ class SessionDirectory:
         """Take over all of a sandbox that was never used, while its daemon is held.
 
         The record comes last: before that, what was taken are empty files that any sandbox can go on with."""
-        if os.geteuid() == 0:
-            # From now on it is young again, so that nobody who looks between two steps takes it for forgotten.
-            os.utime(self._root / "uids" / str(blank.owner()))
         os.chmod(self.path, 0o711)
+        if os.geteuid() == 0:
+            (blank.server / UID_CLAIM).rename(self.server / UID_CLAIM)
         blank.files.rename(self.files)
         if blank.egress.exists():
             blank.egress.rename(self.egress)
@@ -171,18 +176,15 @@ class SessionDirectory:
         if self.files.exists():
             uid, trash = self.owner(), self._trash()
             self.files.rename(trash)
-            remove_tree(trash)
             if give_back:
-                self._give_back(uid)
-
-    def _give_back(self, uid: int) -> None:
-        (self._root / "uids" / str(uid)).unlink(missing_ok=True)
+                give_back_uid(self._root, self.server, uid)
+            remove_tree(trash)
 
     def claim_uid(self, first: int, count: int) -> int:
         """A host uid that no other sandbox has; the server's own when it cannot give any away."""
         if os.geteuid() != 0:
             return os.geteuid()
-        return claim_uid(self._root, self.path, first=first, count=count)
+        return claim_uid(self._root, self.server, first=first, count=count)
 
     def record(self) -> Record | None:
         """The newest instance that was started here, running or not."""
@@ -272,9 +274,9 @@ class SessionDirectory:
             self.path.rename(trash)
         except FileNotFoundError:
             return
-        remove_tree(trash)
         for uid in uids:
-            self._give_back(uid)
+            give_back_uid(self._root, trash / self.server.name, uid)
+        remove_tree(trash)
 
     def _trash(self) -> Path:
         """A new name for what is to be removed. The server's only: what is in there is no sandbox's any more."""
@@ -292,20 +294,46 @@ class SessionDirectory:
 
 
 def claim_uid(root: Path, place: Path, *, first: int, count: int) -> int:
-    """A host uid that nothing else below `root` runs as, until `<root>/uids/<uid>` is removed."""
+    """A host uid that nothing else below `root` runs as, for as long as the directory `place` is there or until it is
+    given back; in place of one that was claimed for it before."""
     claims = root / "uids"
     claims.mkdir(mode=0o700, exist_ok=True)
+    held = place / UID_CLAIM
+    held.unlink(missing_ok=True)
+    held.touch(mode=0o600)
     # Spread by path, so that several servers on one machine seldom use the same uids.
     start = zlib.crc32(os.fsencode(place))
     for offset in range(count):
         uid = first + (start + offset) % count
         try:
-            descriptor = os.open(claims / str(uid), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            os.link(held, claims / str(uid))
         except FileExistsError:
             continue
-        os.close(descriptor)
         return uid
     raise SandboxUnavailable(f"All {count} host uids from {first} are in use; raise `sandbox.uid_count`.")
+
+
+def give_back_uid(root: Path, place: Path, uid: int) -> None:
+    """Let others claim it, unless others than `place` have. Before `place` is removed: afterwards it may be theirs."""
+    claim = root / "uids" / str(uid)
+    with suppress(FileNotFoundError):
+        if claim.samefile(place / UID_CLAIM):
+            claim.unlink()
+
+
+def give_back_lost_uids(root: Path, used: Collection[int]) -> None:
+    """Remove the claims of directories that are gone. `used` uids stay claimed: earlier servers gave no second name."""
+    for claim in _listed(root / "uids"):
+        with suppress(FileNotFoundError):
+            if claim.stat().st_nlink == 1 and claim.name not in map(str, used):
+                claim.unlink()
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def remove_tree(path: Path) -> None:

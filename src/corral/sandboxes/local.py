@@ -168,9 +168,11 @@ class LocalSandboxes(ABC):
             return
         try:
             await self.start()
+            await self.furnish(recipe)
         except MachineUnfit as error:
             raise SandboxUnavailable(error.message) from error
-        await self.furnish(recipe)
+        except OSError as error:
+            raise SandboxUnavailable(f"The environment's packages could not be looked for: {error}") from error
 
     def _running(self, session_id: str) -> Connection | None:
         connection = self._connections.get(session_id)

@@ -23,6 +23,7 @@ import os
 import platform
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -74,8 +75,8 @@ class Workshop(Protocol):
         """Give the draft, and a copy of the base if `apt`, to the user that builds it; its uid. Blocking."""
         ...
 
-    def release(self, uid: int) -> None:
-        """Let that user go. Blocking."""
+    def release(self, draft: Path, uid: int) -> None:
+        """Let the user go that the draft was given to, before the draft is removed. Blocking."""
         ...
 
     def network(self, draft: Path, uid: int) -> AbstractAsyncContextManager[Mapping[str, str]]:
@@ -99,6 +100,7 @@ class Layers:
         self._bounds: set[Bounds] = set()
         self._slots = asyncio.Semaphore(settings.builds_parallel_max)
         self._tools: Mapping[str, str] | None = None
+        self._asking = threading.Lock()
         self._closed = False
 
     async def ensure(self, packages: Packages) -> Path | None:
@@ -169,21 +171,21 @@ class Layers:
 
     def _key(self, packages: Packages) -> str:
         """Raises `PackagesFailed` when the base lacks what these packages need."""
-        if self._tools is None:
-            self._tools = self._workshop.tools()
+        with self._asking:
+            tools = self._tools = self._tools or self._workshop.tools()
         lists, versions = wanted(packages), dict[str, str]()
         if "apt" in lists and not self._workshop.takes_apt():
             raise PackagesFailed(NO_APT)
         for manager in lists:
             for tool in TABLE[manager].tools:
                 # With apt a set may bring its own tools, so what is missing now shows when it is used.
-                if tool not in self._tools and "apt" not in lists:
+                if tool not in tools and "apt" not in lists:
                     advice = TABLE[manager].advice
                     raise PackagesFailed(
                         f"The environment's {manager} packages could not be installed ({', '.join(lists[manager][:8])}"
                         f"): the sandbox's base has no `{tool}`. On the server, {advice}, in /usr or in its base."
                     )
-                versions[tool] = self._tools.get(tool, "")
+                versions[tool] = tools.get(tool, "")
         content = (FORMAT, platform.machine(), self._workshop.identity(), tuple(lists.items()), versions)
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:32]
 
@@ -212,6 +214,9 @@ class Layers:
         return failure
 
     async def _make(self, key: str, packages: Packages, place: Path) -> None:
+        if self._closed:
+            # While we waited for the lock; from here to the first await, `close` either is over or finds the bounds.
+            raise PackagesFailed("The server is stopping.")
         draft, apt = self._root / "drafts" / key, bool(packages.apt)
         bounds = Bounds(draft, seconds_max=self._settings.build_seconds_max, bytes_max=self._settings.layer_bytes_max)
         self._bounds.add(bounds)
@@ -227,9 +232,9 @@ class Layers:
         finally:
             self._bounds.discard(bounds)
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(remove_tree, draft)
                 if uid is not None:
-                    await anyio.to_thread.run_sync(self._workshop.release, uid)
+                    await anyio.to_thread.run_sync(self._workshop.release, draft, uid)
+                await anyio.to_thread.run_sync(remove_tree, draft)
 
     def _begin(self, draft: Path) -> None:
         """An empty draft; one that a killed server has left is cleared away."""
@@ -242,7 +247,7 @@ class Layers:
     def _clear(self, draft: Path) -> None:
         home = draft / "home"
         if home.is_dir() and (uid := home.stat().st_uid) != os.geteuid():
-            self._workshop.release(uid)
+            self._workshop.release(draft, uid)
         remove_tree(draft)
 
     def _install(self, key: str, packages: Packages, bounds: Bounds, uid: int, environment: Mapping[str, str]) -> None:
