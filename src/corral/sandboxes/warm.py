@@ -14,6 +14,8 @@ import asyncio
 import secrets
 import subprocess
 from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import Context
 from typing import NamedTuple, Protocol
 
@@ -70,7 +72,7 @@ class Warm:
         self._blanks: OrderedDict[Recipe, list[Blank]] = OrderedDict()
         """What was asked for last is last."""
         self._asked: dict[Recipe, float] = {}
-        self._asked_at = 0.0
+        self._starting, self._started_at = 0, 0.0
         self._names: set[str] = set()
         """Of directories that are here because of us."""
         self._leaving: list[str] = []
@@ -109,8 +111,18 @@ class Warm:
         kind = _kind(recipe)
         self._blanks.setdefault(kind, [])
         self._blanks.move_to_end(kind)
-        self._asked[kind] = self._asked_at = asyncio.get_running_loop().time()
+        self._asked[kind] = asyncio.get_running_loop().time()
         self._wake()
+
+    @contextmanager
+    def starting(self) -> Generator[None]:
+        """Somebody waits for a sandbox inside; blank ones can wait longer."""
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+            self._started_at = asyncio.get_running_loop().time()
 
     def _wake(self) -> None:
         self._woken.set()
@@ -148,7 +160,8 @@ class Warm:
         """Until there is something to do."""
         now = asyncio.get_running_loop().time()
         if wanted is not None:
-            return QUIET_SECONDS if self._backend.builds() else self._asked_at + QUIET_SECONDS - now
+            busy = self._starting or self._backend.builds()
+            return QUIET_SECONDS if busy else self._started_at + QUIET_SECONDS - now
         return min(self._asked.values(), default=now) + self._settings.warm_seconds - now
 
     def _drop_old(self) -> None:

@@ -8,6 +8,7 @@ the server dies in between, the daemon dies too, and what was moved are empty fi
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,9 @@ import structlog
 from corral.config_sections import SandboxSettings
 from corral.domain.egress import EgressPolicy
 from corral.domain.environment import Recipe
+from corral.domain.placeholder import Substitution
 from corral.errors import SandboxUnavailable
+from corral.sandboxes.connection import Connection
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.launched import Launched
@@ -49,6 +52,12 @@ class WarmingSandboxes(LocalSandboxes):
         """See `LocalSandboxes.close`. Blank sandboxes end."""
         await self._warm.close()
         await super().close()
+
+    async def _launch(
+        self, directory: SessionDirectory, session_id: str, recipe: Recipe, secrets: Sequence[Substitution]
+    ) -> tuple[Connection, bool]:
+        with self._warm.starting():
+            return await super()._launch(directory, session_id, recipe, secrets)
 
     async def _adopt(
         self, directory: SessionDirectory, session_id: str, recipe: Recipe, policy: EgressPolicy | None
