@@ -135,6 +135,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "BRAVE_API_KEY": "secrets.brave_api_key",
     "TAVILY_API_KEY": "secrets.tavily_api_key",
 }
+ENVIRONMENT_PROXY = "environment"
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 MACHINE_VARIABLES = re.compile(
     r"HOME|XDG_CONFIG_HOME|CARGO_HOME|PIP_(INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|TRUSTED_HOST|TIMEOUT|PRE|"
@@ -199,8 +200,14 @@ def _add_machine(tree: dict[str, object], environ: Mapping[str, str]) -> None:
     }
     proxy = next((environ[name] for name in PROXY_VARIABLES if environ.get(name)), None)
     direct = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
-    egress |= {"upstream_proxy": proxy, "upstream_proxy_not_for": direct.replace(",", " ").split()}
-    tree["egress"] = egress | given if isinstance(given, dict) else given
+    machine: dict[str, object] = {"upstream_proxy": proxy, "upstream_proxy_not_for": direct.replace(",", " ").split()}
+    tree["egress"] = egress | machine | given if isinstance(given, dict) else given
+    for name in ("web", "mcp"):
+        section = tree.get(name)
+        table = msgspec.convert(section, dict[str, object]) if isinstance(section, dict) else {}
+        if table.get("upstream_proxy") == ENVIRONMENT_PROXY:
+            del table["upstream_proxy"]
+            tree[name] = machine | table
 
 
 def _add_traces(tree: dict[str, object], environ: Mapping[str, str]) -> None:

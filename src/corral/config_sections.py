@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -163,6 +164,15 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     warm_seconds: float = 300.0
     """An environment that gets no new session for this long has none any more."""
     docker: DockerSettings = DockerSettings()
+
+
+def _check_proxy(url: str | None) -> None:
+    """Raise `ValueError` for a proxy that cannot be one."""
+    if url is None:
+        return
+    place = urlsplit(url if "//" in url else f"http://{url}")
+    if place.scheme != "http" or not place.hostname or not 0 < (place.port or 1) < 65_536:
+        raise ValueError("`upstream_proxy` must be `http://host:port`, with `user:password@` if it wants them")
 
 
 class EgressSettings(Section, frozen=True, kw_only=True):
@@ -355,8 +365,14 @@ class McpSettings(Section, frozen=True, kw_only=True):
     denied: tuple[str, ...] = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
     """Networks as `10.0.0.0/8`, or addresses, that neither MCP servers nor token endpoints of their credentials may be
     at, whatever their names. By default those where clouds answer questions about a machine."""
+    upstream_proxy: str | None = None
+    """`http://user:password@host:port`, or `environment` for what HTTPS_PROXY and NO_PROXY say: a proxy for MCP servers
+    and token endpoints. It is told addresses, which were looked up and judged here."""
+    upstream_proxy_not_for: tuple[str, ...] = ()
+    """What is reached without it: `*`, hosts, `.domains`, networks, each with a port or without."""
 
     def __post_init__(self) -> None:
+        _check_proxy(self.upstream_proxy)
         for network in self.denied:
             ip_network(network, strict=False)
 
@@ -421,8 +437,14 @@ class WebSettings(Section, frozen=True, kw_only=True):
     """For turning HTML into Markdown, in a process of its own."""
     convert_memory_bytes_max: int = 1024 * 1024 * 1024
     converts_parallel_max: int = 2
+    upstream_proxy: str | None = None
+    """`http://user:password@host:port`, or `environment` for what HTTPS_PROXY and NO_PROXY say: a proxy for pages. It
+    is told addresses, which were looked up and judged here."""
+    upstream_proxy_not_for: tuple[str, ...] = ()
+    """What is reached without it: `*`, hosts, `.domains`, networks, each with a port or without."""
 
     def __post_init__(self) -> None:
+        _check_proxy(self.upstream_proxy)
         for network in self.allowed_private:
             ip_network(network, strict=False)
 

@@ -10,7 +10,8 @@ import anyio
 import httpx2
 import pytest
 
-from corral.outbound import OutboundTransport
+from corral.config_sections import McpSettings
+from corral.outbound.transport import OutboundTransport
 from corral.vaults.probing import Prober
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -53,7 +54,7 @@ def host() -> Iterator[Host]:
 
 @pytest.mark.anyio
 async def test_a_name_that_leads_to_a_denied_address_is_refused(host: Host) -> None:
-    async with httpx2.AsyncClient(transport=OutboundTransport(["127.0.0.0/8", "::1"])) as client:
+    async with httpx2.AsyncClient(transport=OutboundTransport(McpSettings(denied=("127.0.0.0/8", "::1")))) as client:
         for name in ("localhost", "127.0.0.1", "[::ffff:127.0.0.1]"):
             with pytest.raises(httpx2.ConnectError, match="denied"):
                 await client.get(f"http://{name}:{host.port}/")
@@ -62,13 +63,13 @@ async def test_a_name_that_leads_to_a_denied_address_is_refused(host: Host) -> N
 
 @pytest.mark.anyio
 async def test_a_name_is_tried_at_each_address_that_is_not_denied(host: Host) -> None:
-    async with httpx2.AsyncClient(transport=OutboundTransport(["::1", "10.0.0.0/8"])) as client:
+    async with httpx2.AsyncClient(transport=OutboundTransport(McpSettings(denied=("::1", "10.0.0.0/8")))) as client:
         assert (await client.get(f"http://localhost:{host.port}/")).text == "hello"
 
 
 @pytest.mark.anyio
 async def test_token_endpoints_may_not_be_there_either(host: Host) -> None:
-    prober = Prober(10.0, ("127.0.0.0/8",))
+    prober = Prober(10.0, McpSettings(denied=("127.0.0.0/8",)))
     with pytest.raises(httpx2.ConnectError):
         await prober.post(f"http://127.0.0.1:{host.port}/token", headers={}, form={"refresh_token": "x"})
     await prober.close()
@@ -79,7 +80,7 @@ async def test_token_endpoints_may_not_be_there_either(host: Host) -> None:
 async def test_an_answer_that_never_ends_is_cut_in_time() -> None:
     running = Host(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nsome")
     listener = socket.create_server(("127.0.0.1", 0))
-    prober = Prober(0.5, ())
+    prober = Prober(0.5, McpSettings(denied=()))
     with pytest.raises(httpx2.ReadTimeout):
         await prober.post(f"http://127.0.0.1:{listener.getsockname()[1]}/", headers={})
     with pytest.raises(httpx2.RemoteProtocolError):
@@ -117,7 +118,7 @@ async def test_as_many_requests_at_once_as_an_agent_makes_calls() -> None:
         said.append((await client.get(f"http://127.0.0.1:{listener.getsockname()[1]}/")).text)
 
     async with (
-        httpx2.AsyncClient(transport=OutboundTransport([]), timeout=30) as client,
+        httpx2.AsyncClient(transport=OutboundTransport(McpSettings(denied=())), timeout=30) as client,
         anyio.create_task_group() as tg,
     ):
         for _ in range(count):

@@ -8,18 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.domain.egress import (
-    EgressPolicy,
-    Endpoint,
-    Ground,
-    as_address,
-    authority,
-    embedded,
-    endpoint,
-    normal,
-    policy_of,
-)
+from corral.domain.address import Ground
+from corral.domain.egress import EgressPolicy, Endpoint, endpoint, policy_of
 from corral.domain.environment import SEALED, Limited, Recipe
+from corral.domain.host import as_address, authority, embedded, normal
 
 pytestmark = pytest.mark.requirement("F035")
 PRIVATE = [

@@ -12,13 +12,14 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from corral.config_sections import EgressSettings
-from corral.domain.egress import EgressPolicy, Ground, Refusal
+from corral.domain.address import Ground, Refusal
+from corral.domain.egress import EgressPolicy
 from corral.sandboxes.egress.authority import Authority, make_authority
 from corral.sandboxes.egress.exchange import Exchange, Rules
 from corral.sandboxes.egress.line import Limits
 from corral.sandboxes.egress.rewriting import Rewriting
 from corral.sandboxes.egress.secrets import Secrets
-from corral.sandboxes.egress.upstream import Origin, Outside, Turned, goes_direct
+from corral.sandboxes.egress.upstream import Origin, Outside, Turned
 
 SECONDS_MAX = 60
 NAME = "rebinding.test"
@@ -119,31 +120,6 @@ async def test_of_several_addresses_only_those_that_are_allowed_are_tried(
             await way.addresses(origin, ANYBODY, limiter)
     assert isinstance(caught.value.refusal, Refusal)
     assert caught.value.refusal.reason == "private_address"
-
-
-@pytest.mark.parametrize(
-    ("entry", "yes", "no"),
-    [
-        ("*", ["a.test", "10.0.0.1", "fd00::1"], []),
-        ("a.test", ["a.test", "b.a.test"], ["ba.test", "a.test.evil.test"]),
-        (".a.test", ["a.test", "b.a.test"], ["ba.test"]),
-        ("*.a.test", ["c.b.a.test"], ["ba.test"]),
-        ("A.Test", ["a.test"], []),
-        ("a.test:443", ["a.test"], ["b.test"]),
-        ("a.test:80", [], ["a.test"]),
-        ("10.0.0.0/8", ["10.255.0.1"], ["11.0.0.1", "a.test"]),
-        ("10.0.0.1", ["10.0.0.1"], ["10.0.0.2"]),
-        ("fd00::/8", ["fd00::1"], ["fe80::1", "10.0.0.1"]),
-        ("[fd00::1]:443", ["fd00::1"], ["fd00::2"]),
-        ("fd00::1", ["fd00::1"], ["fd00::2"]),
-        ("", [], ["a.test", "10.0.0.1"]),
-        (".", [], ["a.test"]),
-        (":443", [], ["a.test"]),
-    ],
-)
-def test_entries_of_no_proxy(entry: str, yes: list[str], no: list[str]) -> None:
-    assert [host for host in yes if not goes_direct(Origin(host, 443, True), entry)] == []
-    assert [host for host in no if goes_direct(Origin(host, 443, True), entry)] == []
 
 
 def test_networks_that_are_none_are_refused_where_they_are_set() -> None:

@@ -1,34 +1,24 @@
-"""Which way out a sandbox has: pure decisions about names, ports and addresses.
+"""Which way out a sandbox has: pure decisions about names and ports.
 
 Two questions are asked of every connection, and both must be answered with None. `EgressPolicy.refuses` is asked about
-the name that the inside wrote (of a CONNECT, a URL, an SNI or a Host header); `Ground.refuses` about each address that
-the name resolved to, so that a name which is allowed cannot lead to a place that is not. The proxy that asks is
-`sandboxes/egress`; nothing here resolves, connects or waits.
+the name that the inside wrote (of a CONNECT, a URL, an SNI or a Host header); `Ground.refuses` (`address.py`) about
+each address that the name resolved to, so that a name which is allowed cannot lead to a place that is not. The proxy
+that asks is `sandboxes/egress`; nothing here resolves, connects or waits.
 
-Source: the API's public documentation; RFC 6890 (special addresses).
+Source: the API's public documentation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
-from typing import NamedTuple
 
 import msgspec
 
+from corral.domain.address import Refusal
 from corral.domain.environment import Limited, Recipe
-from corral.domain.host import Address, as_address, authority, embedded, normal, shown
+from corral.domain.host import as_address, authority, normal, shown
 
 DEFAULT_PORTS = (80, 443)
-METADATA = frozenset(map(ip_address, ("169.254.169.254", "168.63.129.16", "100.100.100.200", "fd00:ec2::254")))
-"""Where clouds answer questions about a machine, credentials included; one of them looks like any public address."""
-
-
-class Refusal(NamedTuple):
-    """Why not. The reason is a label of metrics; the sentence is for the agent and names who can change it."""
-
-    reason: str
-    sentence: str
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -89,37 +79,6 @@ class EgressPolicy(msgspec.Struct, frozen=True, kw_only=True):
             return False
         labels = host.split(".")
         return any(f"*.{'.'.join(labels[index:])}" in self.hosts for index in range(1, len(labels)))
-
-
-class Ground(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator says about addresses; the same for every sandbox of a server."""
-
-    allowed_private: tuple[str, ...] = ()
-    """Networks as `10.0.0.0/8`, or single addresses."""
-    own_ports: tuple[int, ...] = ()
-    """Where this server itself listens."""
-
-    def refuses(self, address: Address, port: int, *, own: bool, private_allowed: bool = False) -> Refusal | None:
-        """The verdict on an address. `own` says that it is one of this machine's."""
-        place = f"{shown(str(address))}:{port}"
-        if own and port in self.own_ports:
-            return Refusal("own_server", f"{place} is this server itself, which sandboxes may not reach.")
-        faces = [address, *embedded(address)]
-        if private_allowed or any(self._allowed(each) for each in faces):
-            return None
-        if any(each in METADATA for each in faces):
-            return Refusal("metadata_address", f"{place} answers for the machine's cloud, and is refused.{_OPERATOR}")
-        if own:
-            return Refusal("own_address", f"{place} is the machine that this server runs on.{_OPERATOR}")
-        if not all(each.is_global and not each.is_multicast for each in faces):
-            return Refusal("private_address", f"{place} is not an address of the public internet.{_OPERATOR}")
-        return None
-
-    def _allowed(self, address: Address) -> bool:
-        return any(address in ip_network(text, strict=False) for text in self.allowed_private)
-
-
-_OPERATOR = " The operator can allow it with `allowed_private` under `[egress]` in corral.toml."
 
 
 def policy_of(recipe: Recipe, package_hosts: Iterable[Endpoint] = ()) -> EgressPolicy:

@@ -1,6 +1,6 @@
 """What an agent's settings say about the web: domain lists, sources of URLs, and what they let through.
 
-Decisions only. Which address a name leads to is asked in `domain/egress.py`; fetching and searching are in `tools/`.
+Decisions only. Which address a name leads to is asked in `domain/address.py`; fetching and searching are in `tools/`.
 
 Source: the API's public documentation; SDK types `beta_managed_agents_web_{fetch,search}_*`.
 """

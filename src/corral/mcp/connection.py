@@ -213,7 +213,7 @@ class Connection:
             auth=self._auth,
             headers=headers,
             timeout=httpx2.Timeout(settings.connect_seconds_max, read=settings.call_seconds_max),
-            transport=LimitedTransport(settings.denied, settings.result_bytes_max),
+            transport=LimitedTransport(settings),
         )
 
     async def _heard(self, message: IncomingMessage) -> None:

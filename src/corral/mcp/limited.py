@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import httpx2
 
-from corral.outbound import OutboundTransport
+from corral.config_sections import McpSettings
+from corral.outbound.transport import OutboundTransport
 
 EVENT_STREAM = "text/event-stream"
 
@@ -14,9 +15,9 @@ EVENT_STREAM = "text/event-stream"
 class LimitedTransport(OutboundTransport):
     """Cuts off answers that are no event streams and go on too long."""
 
-    def __init__(self, denied: Sequence[str], bytes_max: int) -> None:
-        super().__init__(denied)
-        self._bytes_max = bytes_max
+    def __init__(self, settings: McpSettings) -> None:
+        super().__init__(settings)
+        self._bytes_max = settings.result_bytes_max
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """See `httpx2.AsyncBaseTransport`."""

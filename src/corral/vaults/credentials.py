@@ -67,7 +67,7 @@ class VaultCredentials:
         mcp: McpSettings = MCP_DEFAULTS,
     ) -> None:
         self._records, self._sealing, self._clock = records, sealing, clock
-        self._settings, self._denied = settings, mcp.denied
+        self._settings, self._mcp = settings, mcp
         self._prober: Prober | None = None
         self._refreshing: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
@@ -228,7 +228,7 @@ class VaultCredentials:
 
     def _http(self) -> Prober:
         if self._prober is None:
-            self._prober = Prober(self._settings.request_seconds_max, self._denied)
+            self._prober = Prober(self._settings.request_seconds_max, self._mcp)
         return self._prober
 
 

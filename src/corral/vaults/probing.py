@@ -9,9 +9,10 @@ from typing import NamedTuple
 import anyio
 import httpx2
 
+from corral.config_sections import McpSettings
 from corral.domain.credential_validation import ProbedResponse
 from corral.domain.scrubbing import scrubbed
-from corral.outbound import OutboundTransport
+from corral.outbound.transport import OutboundTransport
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 SHOWN_CHARACTERS_MAX = 2_000
@@ -45,10 +46,10 @@ class Reply(NamedTuple):
 class Prober:
     """Makes such requests."""
 
-    def __init__(self, seconds_max: float, denied: tuple[str, ...]) -> None:
+    def __init__(self, seconds_max: float, mcp: McpSettings) -> None:
         self._seconds_max = seconds_max
         self._http = httpx2.AsyncClient(
-            timeout=seconds_max, follow_redirects=False, transport=OutboundTransport(denied), trust_env=False
+            timeout=seconds_max, follow_redirects=False, transport=OutboundTransport(mcp), trust_env=False
         )
 
     async def post(

@@ -17,7 +17,8 @@ import h11
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from corral.domain.egress import EgressPolicy, Refusal
+from corral.domain.address import Refusal
+from corral.domain.egress import EgressPolicy
 from corral.domain.host import Address, authority
 from corral.sandboxes.egress.authority import Authority, answered_as
 from corral.sandboxes.egress.line import STREAM_ERRORS, Header, Limits, Line, Rejoined, end_to_end, wants_websocket

@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from corral.domain.egress import EgressPolicy, Ground
+from corral.domain.address import Ground
+from corral.domain.egress import EgressPolicy
 from corral.domain.placeholder import Substitution
 
 MESSAGE_BYTES_MAX = 192 * 1024

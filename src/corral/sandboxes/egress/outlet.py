@@ -28,7 +28,8 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from corral.config_sections import EgressSettings
-from corral.domain.egress import EgressPolicy, Ground, policy_of
+from corral.domain.address import for_sandboxes
+from corral.domain.egress import EgressPolicy, policy_of
 from corral.domain.environment import Recipe
 from corral.domain.placeholder import Substitution
 from corral.errors import SandboxUnavailable
@@ -262,7 +263,7 @@ class Egress:
         key, certificate = self._authority()
         settings = self._settings
         return orders.Configure(
-            ground=Ground(allowed_private=settings.allowed_private, own_ports=self._own_ports),
+            ground=for_sandboxes(settings.allowed_private, self._own_ports),
             names=settings.hosts,
             upstream_proxy=settings.upstream_proxy,
             upstream_proxy_not_for=settings.upstream_proxy_not_for,

@@ -7,22 +7,21 @@ own upstream proxy the last word on addresses is that proxy's; what can be resol
 from __future__ import annotations
 
 import base64
-import socket
 import ssl
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import anyio
-import anyio.to_thread
 import h11
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from corral.domain.egress import EgressPolicy, Ground, Refusal
-from corral.domain.host import Address, as_address, embedded, shown
+from corral.domain.address import Ground, Refusal, goes_direct
+from corral.domain.egress import EgressPolicy
+from corral.domain.host import Address, as_address, shown
 from corral.errors import CorralError
+from corral.outbound.addresses import addresses_of, is_own
 from corral.sandboxes.egress.line import STREAM_ERRORS, Limits, Line
 
 ADDRESSES_MAX = 4
@@ -90,7 +89,7 @@ class Outside:
 
     def _proxy_for(self, origin: Origin) -> SplitResult | None:
         """The operator's upstream proxy, unless the host is reached without it."""
-        direct = any(goes_direct(origin, entry) for entry in self._direct)
+        direct = any(goes_direct(origin.host, origin.port, entry) for entry in self._direct)
         return None if direct or origin.host in self._names else self._proxy
 
     async def addresses(
@@ -114,11 +113,10 @@ class Outside:
     async def _resolve(self, origin: Origin, limiter: anyio.CapacityLimiter) -> Sequence[Address]:
         host = origin.host
         try:
-            with anyio.fail_after(self._seconds_max):
-                return await anyio.to_thread.run_sync(_resolve, host, limiter=limiter, abandon_on_cancel=True)
+            return await addresses_of(host, seconds_max=self._seconds_max, limiter=limiter)
         except TimeoutError as error:
             raise Unreached("timeout", f"The address of {host} was not found in time.") from error
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             if self._proxy_for(origin) is not None:
                 return ()
             raise Unreached("unresolvable", f"{host} has no address that can be found.") from error
@@ -190,47 +188,3 @@ async def _connect(addresses: Sequence[Address], origin: Origin) -> ByteStream:
         except OSError as error:
             problem = error
     raise Unreached("unreachable", f"{origin.place} cannot be reached.") from problem
-
-
-def _resolve(host: str) -> list[Address]:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    texts = dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in found)
-    return [ip_address(text) for text in texts]
-
-
-def goes_direct(origin: Origin, entry: str) -> bool:
-    """Whether an entry of NO_PROXY is about a host: `*`, a name or a domain (with `.`, `*.` or neither), an address, a
-    network as `10.0.0.0/8`, each also with a port. What curl, Python and Go understand; they differ, we take all."""
-    name, _, port = entry.lower().rpartition(":")
-    if not port.isdigit() or (":" in name and not name.startswith("[")):
-        name, port = entry.lower(), ""
-    address = as_address(origin.host)
-    if port and int(port) != origin.port:
-        return False
-    if name == "*":
-        return True
-    if address is not None:
-        try:
-            return address in ip_network(name.strip("[]"), strict=False)
-        except ValueError:
-            return False
-    domain = name.removeprefix("*").removeprefix(".")
-    return bool(domain) and (origin.host == domain or origin.host.endswith(f".{domain}"))
-
-
-def is_own(address: Address) -> bool:
-    """Whether an address is this machine's: what would be sent there would come from there. Nothing is sent."""
-    faces = [address, *embedded(address)]
-    if any(each.is_loopback or each.is_unspecified for each in faces):
-        return True
-    return any(map(_comes_from, faces))
-
-
-def _comes_from(address: Address) -> bool:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((str(address), 9))
-        except OSError:
-            return False
-        return ip_address(str(probe.getsockname()[0]).partition("%")[0]) == address

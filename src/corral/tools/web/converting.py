@@ -45,9 +45,11 @@ class Converter:
         command = [sys.executable, "-I", str(PROGRAM), *map(str, limits), charset, base_url]
         # Files rather than pipes: nothing is left half-sent when it is killed.
         with _file(html) as given, _file() as made:
-            process = await anyio.open_process(
-                command, stdin=given, stdout=made, stderr=subprocess.DEVNULL, env={}, cwd="/"
-            )
+            # Not cut off halfway, when there would be a process that nobody ends.
+            with anyio.CancelScope(shield=True):
+                process = await anyio.open_process(
+                    command, stdin=given, stdout=made, stderr=subprocess.DEVNULL, env={}, cwd="/"
+                )
             try:
                 if await process.wait() != 0:
                     raise WebFailure("unavailable", "The page is HTML that no sense can be made of.")

@@ -13,13 +13,15 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import anyio
+import httpcore2
 import httpx2
 
 from corral.config_sections import WebSettings
-from corral.domain.egress import Ground
+from corral.domain.address import for_pages, goes_direct
 from corral.domain.host import Address, shown
 from corral.domain.url import Url
 from corral.errors import Invalid
+from corral.outbound.tunnel import REFUSED, UNREACHED, Tunnels, plain_backend
 from corral.tools.web.addresses import Addresses
 from corral.tools.web.failure import WebFailure
 
@@ -47,11 +49,12 @@ class Fetcher:
 
     def __init__(self, settings: WebSettings, own_ports: Sequence[int]) -> None:
         self._settings = settings
-        ground = Ground(allowed_private=settings.allowed_private, own_ports=tuple(own_ports))
+        ground = for_pages(settings.allowed_private, own_ports)
         self._addresses = Addresses(ground, settings.hosts, seconds_max=settings.connect_seconds_max)
         self._limiter = anyio.CapacityLimiter(settings.fetches_parallel_max)
         self._agent = f"corral/{version('corral')}"
-        self._opened: httpx2.AsyncHTTPTransport | None = None
+        self._opened: dict[bool, httpx2.AsyncHTTPTransport] = {}
+        """With and without the operator's proxy."""
 
     async def get(self, url: Url, check: Callable[[Url], None], bytes_max: Callable[[str], int]) -> Page:
         """The page at a URL. `check` is asked about each hop and raises `WebFailure` to refuse it; `bytes_max` says
@@ -103,24 +106,39 @@ class Fetcher:
             },
             extensions={"sni_hostname": url.host, "timeout": timeout},
         )
-        response = await self._transport().handle_async_request(request)
+        response = await self._transport(self._is_proxied(url)).handle_async_request(request)
         response.request = request
         return response
 
-    def _transport(self) -> httpx2.AsyncHTTPTransport:
-        if self._opened is None:
+    def _is_proxied(self, url: Url) -> bool:
+        direct = any(goes_direct(url.host, url.port, entry) for entry in self._settings.upstream_proxy_not_for)
+        return self._settings.upstream_proxy is not None and not direct
+
+    def _transport(self, proxied: bool) -> httpx2.AsyncHTTPTransport:
+        if proxied not in self._opened:
             context = ssl.create_default_context()
             if self._settings.ca_file is not None:
                 context.load_verify_locations(self._settings.ca_file)
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-            self._opened = httpx2.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits)
-        return self._opened
+            self._opened[proxied] = _Once(context, self._settings.upstream_proxy if proxied else None)
+        return self._opened[proxied]
 
     async def close(self) -> None:
         """Drop connections. Idempotent."""
-        if self._opened is not None:
-            await self._opened.aclose()
-            self._opened = None
+        while self._opened:
+            await self._opened.popitem()[1].aclose()
+
+
+class _Once(httpx2.AsyncHTTPTransport):
+    """A connection for each request, to an address that was judged, through the operator's proxy if there is one."""
+
+    def __init__(self, context: ssl.SSLContext, proxy: str | None) -> None:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        super().__init__(verify=context, trust_env=False, limits=limits)
+        if proxy is not None:
+            backend = Tunnels(plain_backend(), proxy)
+            self._pool = httpcore2.AsyncConnectionPool(
+                ssl_context=context, network_backend=backend, max_connections=None, max_keepalive_connections=0
+            )
 
 
 async def _read(url: Url, response: httpx2.Response, bytes_max: Callable[[str], int]) -> Page:
@@ -144,6 +162,8 @@ def _explained(url: Url, error: Exception) -> str:
             return f"{url.host} did not answer in time."
         case httpx2.ConnectError() if "certificate" in str(error).lower():
             return f"The certificate of {url.host} cannot be trusted."
+        case httpx2.ConnectError() if str(error) in (UNREACHED, REFUSED):
+            return f"The operator's proxy opens no connection to {url.host}."
         case httpx2.ConnectError():
             return f"{url.host} cannot be reached."
         case httpx2.DecodingError():

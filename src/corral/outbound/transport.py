@@ -2,38 +2,41 @@
 
 An address counts where a connection is made, after its name was resolved, so a name cannot lead somewhere else between
 the check and the connection. Redirects are never followed here. Requests of sandboxes have a proxy of their own.
+Proxies that the environment names are not used unless the operator says so, and then they are told addresses.
 """
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Iterable, Sequence
 from functools import cache
-from ipaddress import ip_address, ip_network
 
 import anyio
 import httpcore2
 import httpx2
 
-from corral.domain.egress import embedded
+from corral.config_sections import McpSettings
+from corral.domain.address import for_tool_servers, goes_direct
+from corral.domain.host import Address, as_address
+from corral.outbound.addresses import addresses_of
+from corral.outbound.tunnel import Tunnels, plain_backend
 
 DENIED = "its address is one that `denied` under `[mcp]` in corral.toml rules out"
 CONNECTIONS_MAX, CONNECTIONS_KEPT_MAX, KEPT_SECONDS_MAX = 100, 20, 5.0
 """For one session and one MCP server; as httpx2 has it."""
+LOOKUPS_MAX = 4
+"""At once, for one session and one MCP server."""
 COMPRESSED = "the answer is compressed, though that was not asked for"
 
 
 class OutboundTransport(httpx2.AsyncHTTPTransport):
-    """Connects to no address of the `denied` networks, and takes no compressed answers: small here, large afterwards.
+    """Connects to no address of the `denied` networks. Takes no compressed answers: small here, large afterwards."""
 
-    Proxies that the environment names are not used: what they connect to could not be checked."""
-
-    def __init__(self, denied: Sequence[str]) -> None:
+    def __init__(self, settings: McpSettings) -> None:
         super().__init__(verify=_tls())
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=_tls(),
-            network_backend=_Checked(denied),
+            network_backend=_Checked(settings),
             max_connections=CONNECTIONS_MAX,
             max_keepalive_connections=CONNECTIONS_KEPT_MAX,
             keepalive_expiry=KEPT_SECONDS_MAX,
@@ -52,12 +55,12 @@ class OutboundTransport(httpx2.AsyncHTTPTransport):
 class _Checked(httpcore2.AsyncNetworkBackend):
     """Resolves names itself, and connects only to addresses that are not denied."""
 
-    def __init__(self, denied: Sequence[str]) -> None:
-        self._denied = [ip_network(text, strict=False) for text in denied]
-        inner = httpcore2.AnyIOBackend()
-        # httpcore2 declares an empty class of this name, too, for machines without anyio.
-        assert isinstance(inner, httpcore2.AsyncNetworkBackend)
-        self._inner = inner
+    def __init__(self, settings: McpSettings) -> None:
+        self._ground = for_tool_servers(settings.denied)
+        self._inner = plain_backend()
+        proxy, self._direct = settings.upstream_proxy, settings.upstream_proxy_not_for
+        self._proxied = None if proxy is None else Tunnels(self._inner, proxy)
+        self._limiter = anyio.CapacityLimiter(LOOKUPS_MAX)
 
     async def connect_tcp(
         self,
@@ -68,15 +71,17 @@ class _Checked(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         """See `httpcore2.AsyncNetworkBackend`."""
-        addresses = await self._resolve(host, port, timeout)
-        allowed = [address for address in addresses if not self._is_denied(address)]
+        addresses = await self._resolve(host, timeout)
+        # None of this machine's ports is closed to tool servers, so it does not matter which addresses are its own.
+        allowed = [each for each in addresses if self._ground.refuses(each, port, own=False) is None]
         if not allowed:
             raise httpcore2.ConnectError(DENIED)
+        way = self._inner if self._proxied is None or self._goes_direct(host, port) else self._proxied
         failure: Exception | None = None
         for address in allowed:
             share = None if timeout is None else timeout / len(allowed)
             try:
-                return await self._inner.connect_tcp(address, port, share, local_address, socket_options)
+                return await way.connect_tcp(str(address), port, share, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = failure or error
         assert failure is not None
@@ -92,19 +97,19 @@ class _Checked(httpcore2.AsyncNetworkBackend):
         """See `httpcore2.AsyncNetworkBackend`."""
         await self._inner.sleep(seconds)
 
-    async def _resolve(self, host: str, port: int, timeout: float | None) -> list[str]:
+    async def _resolve(self, host: str, timeout: float | None) -> Sequence[Address]:
+        literal = as_address(host)
+        if literal is not None:
+            return [literal]
         try:
-            with anyio.fail_after(timeout):
-                found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return await addresses_of(host, seconds_max=timeout, limiter=self._limiter)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout("its name was not resolved in time") from error
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise httpcore2.ConnectError("its name cannot be resolved") from error
-        return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
-    def _is_denied(self, text: str) -> bool:
-        address = ip_address(text.partition("%")[0])
-        return any(each in network for each in (address, *embedded(address)) for network in self._denied)
+    def _goes_direct(self, host: str, port: int) -> bool:
+        return any(goes_direct(host.lower(), port, entry) for entry in self._direct)
 
 
 @cache
