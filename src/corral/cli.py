@@ -8,6 +8,7 @@ sentence on stderr and exit code 1; anything else is a bug and shows its traceba
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -403,8 +404,7 @@ def vault_delete(
 
 
 async def _serve(settings: config.Settings, *, works: bool) -> None:
-    # This process holds keys; nothing of it may end up in a file when it crashes.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _leave_no_core()
     from corral.app.server import open_corral
     from corral.serving import base_url, bind, listening_on, serve_until_signalled
 
@@ -418,7 +418,7 @@ async def _serve(settings: config.Settings, *, works: bool) -> None:
 
 
 async def _work(settings: config.Settings) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # as above
+    _leave_no_core()
     from corral.app.server import open_corral
     from corral.serving import base_url, bind, listening_on, serve_until_signalled, until_signalled
 
@@ -434,6 +434,14 @@ async def _work(settings: config.Settings) -> None:
             out.print(f"Corral is advancing sessions; health and metrics are at {base_url(listener)}")
             _warn(settings)
             await serve_until_signalled(corral, listener)
+
+
+def _leave_no_core() -> None:
+    """This process holds keys: nothing of its memory may end up in a file when it crashes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A machine whose crashes go to a program gets them in spite of that limit, but then without any memory.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0", encoding="ascii")
 
 
 def _warn(settings: config.Settings) -> None:

@@ -124,6 +124,16 @@ def files_below(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file() and not path.is_symlink()}
 
 
+def cores_are_empty(server: ServerProcess) -> bool:
+    """Whether a crash would leave nothing of the server's memory, neither in a file nor with a program."""
+    assert server.process is not None
+    about = Path(f"/proc/{server.process.pid}")
+    lines = (about / "limits").read_text(encoding="ascii").splitlines()
+    limits = next(line.split()[4:6] for line in lines if line.startswith("Max core file size"))
+    mapped = int((about / "coredump_filter").read_text(encoding="ascii") or "0", 16)
+    return (limits, mapped) == (["0", "0"], 0)
+
+
 @pytest.mark.requirement("F125", "F127")
 def test_secrets_of_vaults_are_nowhere(server: ServerProcess, host: OAuthHost) -> None:
     places: dict[str, bytes] = {}
@@ -141,6 +151,7 @@ def test_secrets_of_vaults_are_nowhere(server: ServerProcess, host: OAuthHost) -
         assert len(events) == 2 and b"vcrd_" in places["vaults"] and b"corral_" in places["metrics"]
     places |= files_below(server.directory)
     assert any(name.endswith("corral.db-wal") for name in places)
+    assert cores_are_empty(server)
     server.kill()
     places |= {f"after the kill: {name}": data for name, data in files_below(server.directory).items()}
     places["export"] = export(server).encode()

@@ -50,6 +50,15 @@ class SessionServers:
 
         held = self._hold(session.id)
         tools: dict[str, tuple[McpTool, ...]] = {}
+        try:
+            await self._list(held, session, tools, retry=retry)
+        finally:
+            self._touch(session.id)
+        ordered = [tool for server in session.agent.mcp_servers for tool in tools.get(server.name, ())]
+        failures = [held.failures[s.name] for s in session.agent.mcp_servers if s.name in held.failures]
+        return McpOffer(enabled(session.agent, ordered), tuple(failures))
+
+    async def _list(self, held: _Held, session: Session, tools: dict[str, tuple[McpTool, ...]], *, retry: bool) -> None:
         async with held.lock:
             await self._drop_changed(held, session)
             if retry:
@@ -60,10 +69,6 @@ class SessionServers:
                 for server in session.agent.mcp_servers:
                     if server.name not in held.failures:
                         tasks.start_soon(self._list_one, held, session, server, tools)
-        self._touch(session.id)
-        ordered = [tool for server in session.agent.mcp_servers for tool in tools.get(server.name, ())]
-        failures = [held.failures[s.name] for s in session.agent.mcp_servers if s.name in held.failures]
-        return McpOffer(enabled(session.agent, ordered), tuple(failures))
 
     async def call(self, session: Session, server: str, name: str, arguments: JsonObject) -> SandboxReply:
         """See `McpServers.call`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import anyio
+from anyio.abc import Process
 
 from corral.config_sections import WebSettings
 from corral.tools.web.failure import WebFailure
@@ -45,11 +46,13 @@ class Converter:
         command = [sys.executable, "-I", str(PROGRAM), *map(str, limits), charset, base_url]
         # Files rather than pipes: nothing is left half-sent when it is killed.
         with _file(html) as given, _file() as made:
-            # Not cut off halfway, when there would be a process that nobody ends.
+            process: Process | None = None
             with anyio.CancelScope(shield=True):
+                # Not cut off halfway, when there would be a process that nobody ends.
                 process = await anyio.open_process(
                     command, stdin=given, stdout=made, stderr=subprocess.DEVNULL, env={}, cwd="/"
                 )
+            assert process is not None, "a shield lets nothing be cancelled"
             try:
                 if await process.wait() != 0:
                     raise WebFailure("unavailable", "The page is HTML that no sense can be made of.")
