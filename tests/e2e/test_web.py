@@ -73,7 +73,10 @@ def test_an_agent_searches_and_reads_what_it_found() -> None:
         toml = f'{LOOPBACK}search = "searxng"\nsearch_url = "{engine.url}"\n'
         toml += 'hosts = { "docs.good.example" = "127.0.0.1" }\n'
         with serving(toml) as server, server.client() as client:
-            found = turn(client, new_session(client).id, script(look_for("how"), {"say": "Done."}))
+            session = new_session(client)
+            found = turn(client, session.id, script(look_for("how"), {"say": "Done."}))
+            used = client.beta.sessions.retrieve(session.id).usage.server_tool_use
+            assert used is not None and (used.web_search_requests, used.web_fetch_requests) == (1, 0)
             (result,) = [event for event in found if event.type == "agent.tool_result"]
             assert [block.type for block in result.content or []] == ["search_result"] * 3
             _only_shown_urls_are_fetched(client, web)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from corral.domain import intake, turn
 from corral.domain.ids import new_id
 from corral.domain.lifecycle import TRANSITIONS, Append, Change, IllegalTransition, Process, commit, fold
 from corral.domain.session import SessionState
-from corral.domain.usage import RequestTokens
+from corral.domain.usage import RequestTokens, list_cost_microdollars, snapshot, totals_of
 from corral.errors import Invalid
 from tests.unit import builders as make
 
@@ -225,3 +226,18 @@ def test_a_status_event_outside_the_table_raises_and_changes_nothing(status: str
         with pytest.raises(IllegalTransition) as refused:
             fold(before, event)
         assert refused.value.status == before.status
+
+
+@pytest.mark.requirement("F021", "F143")
+def test_web_requests_that_succeed_are_counted_and_searches_cost() -> None:
+    state = make.state()
+    for name, failed in (("web_search", False), ("web_search", True), ("web_fetch", False), ("bash", False)):
+        use = make.tool_use(name=name)
+        state = fold(fold(state, use), msgspec.structs.replace(make.result(use.id), is_error=failed))
+    totals = state.totals
+    assert (totals.web_search_requests, totals.web_fetch_requests) == (1, 1)
+    assert list_cost_microdollars(totals, 0) == 10_000
+    shown = snapshot(totals, 3_600_000)
+    assert (shown.server_tool_use.web_search_requests, shown.server_tool_use.web_fetch_requests) == (1, 1)
+    assert shown.list_cost is not None and shown.list_cost.amount == "9"
+    assert totals_of(shown) == totals

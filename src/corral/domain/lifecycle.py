@@ -28,7 +28,8 @@ import msgspec
 
 from corral.domain import event as ev
 from corral.domain.session import CallStage, PendingCall, QueuedEvent, SessionState, Status
-from corral.domain.usage import RequestTokens, add, prompt_tokens
+from corral.domain.usage import RequestTokens, add, prompt_tokens, with_web_request
+from corral.domain.web import WEB_TOOLS
 from corral.errors import CorralError, Invalid
 
 OVERFLOWED_TOKENS = 1 << 40
@@ -233,6 +234,8 @@ def _fold_answer(
             call = _call(state, event.custom_tool_use_id)
         case ev.AgentToolResult():
             call = _call(state, event.tool_use_id)
+            if call.name in WEB_TOOLS and not event.is_error:
+                state = msgspec.structs.replace(state, totals=with_web_request(state.totals, call.name))
         case ev.AgentMcpToolResult():
             call = _call(state, event.mcp_tool_use_id)
     pending = tuple(other for other in state.pending if other is not call)

@@ -16,6 +16,8 @@ import msgspec
 
 SESSION_HOUR_MICRODOLLARS = 80_000
 """0.08 USD for one hour of running."""
+WEB_SEARCH_MICRODOLLARS = 10_000
+"""10 USD for 1,000 searches, whoever answers them."""
 
 
 class MonetaryAmount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,11 +137,19 @@ def add(totals: UsageTotals, tokens: RequestTokens) -> UsageTotals:
     )
 
 
+def with_web_request(totals: UsageTotals, tool: str) -> UsageTotals:
+    """The totals after a web tool did what it was asked for."""
+    if tool == "web_search":
+        return msgspec.structs.replace(totals, web_search_requests=totals.web_search_requests + 1)
+    return msgspec.structs.replace(totals, web_fetch_requests=totals.web_fetch_requests + 1)
+
+
 def list_cost_microdollars(totals: UsageTotals, active_milliseconds: int) -> int | None:
-    """Tokens at list price plus running time; None when a model had no list price."""
+    """Tokens at list price plus running time and searches; None when a model had no list price."""
     if totals.token_cost_microdollars is None:
         return None
-    return totals.token_cost_microdollars + active_milliseconds * SESSION_HOUR_MICRODOLLARS // 3_600_000
+    running = active_milliseconds * SESSION_HOUR_MICRODOLLARS // 3_600_000
+    return totals.token_cost_microdollars + running + totals.web_search_requests * WEB_SEARCH_MICRODOLLARS
 
 
 def snapshot(totals: UsageTotals, active_milliseconds: int) -> UsageSnapshot:
@@ -164,7 +174,8 @@ def snapshot(totals: UsageTotals, active_milliseconds: int) -> UsageSnapshot:
 def totals_of(usage: UsageSnapshot) -> UsageTotals:
     """Totals that give this snapshot again. Cents are all that is known of the cost, so they are taken as exact."""
     cost = None if usage.list_cost is None else int(usage.list_cost.amount) * 10_000
-    running = list_cost_microdollars(UsageTotals(), active_milliseconds_of(usage)) or 0
+    searched = UsageTotals(web_search_requests=usage.server_tool_use.web_search_requests)
+    beside_tokens = list_cost_microdollars(searched, active_milliseconds_of(usage)) or 0
     return UsageTotals(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
@@ -173,7 +184,7 @@ def totals_of(usage: UsageSnapshot) -> UsageTotals:
         cache_creation_1h_input_tokens=usage.cache_creation.ephemeral_1h_input_tokens,
         web_fetch_requests=usage.server_tool_use.web_fetch_requests,
         web_search_requests=usage.server_tool_use.web_search_requests,
-        token_cost_microdollars=None if cost is None else cost - running,
+        token_cost_microdollars=None if cost is None else cost - beside_tokens,
     )
 
 
