@@ -104,7 +104,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "F060": Requirement(
         "Retrieve with usage, stats, resources, vault_ids",
         "session: GET",
-        later="`resources`, `vault_ids` and `outcome_evaluations` are empty until those resources are built.",
+        later="`outcome_evaluations` is empty until outcomes are built.",
     ),
     "F061": Requirement(
         "List filters and both cursors",
@@ -113,11 +113,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     ),
     "F062": Requirement("statuses[] filter", "session: GET"),
     "F063": Requirement("Update title and metadata patch", "session: POST"),
-    "F064": Requirement(
-        "Update tools/mcp mid-session, idle only",
-        "session: POST",
-        later="MCP servers of a session can be given when the MCP client is built (issue 6).",
-    ),
+    "F064": Requirement("Update tools/mcp mid-session, idle only", "session: POST"),
     "F065": Requirement("Archive terminates, delete removes", "session: POST/DELETE"),
     "F066": Requirement("Cannot archive/delete while running", "session: POST/DELETE"),
     "F067": Requirement("session.deleted closes streams", "session: SSE"),

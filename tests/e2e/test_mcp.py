@@ -185,6 +185,25 @@ def test_a_list_that_changed_is_read_again(client: Anthropic, host: McpHost) -> 
     assert [texts(each) for each in reader.of("agent.mcp_tool_result")] == ["grown", "I came later."]
 
 
+@pytest.mark.requirement("F030", "F064")
+def test_a_server_comes_and_goes_while_its_session_rests(client: Anthropic, host: McpHost) -> None:
+    session_id = client.beta.sessions.create(agent=new_agent(client), environment_id=new_environment(client)).id
+    servers: Json = [{"type": "url", "name": "tests", "url": host.url}]
+    changes: list[Json] = [
+        {"mcp_servers": servers, "tools": [TOOLSET, toolset(default_config=ALLOW)]},
+        {"mcp_servers": [], "tools": [TOOLSET]},
+    ]
+    offered: list[bool] = []
+    for change in (None, *changes):
+        if change is not None:
+            client.beta.sessions.update(session_id, agent=change)
+        with reading(client, session_id) as reader:
+            send(client, session_id, script({"echo": "prompt"}))
+            reader.idle()
+        offered.append("mcp__tests__add" in texts(reader.of("agent.message")[-1]))
+    assert offered == [False, True, False]
+
+
 @pytest.mark.requirement("F030")
 def test_an_older_server_is_reached_by_server_sent_events(client: Anthropic) -> None:
     with mcp_host(events=True) as host:
