@@ -1,1 +1,1 @@
-"""Who advances which session, and when: `local` runs everything in one process."""
+"""Who advances which session, and when: `local` in one process, `temporal` in many."""
