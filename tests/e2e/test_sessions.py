@@ -25,8 +25,8 @@ FULL_TURN = [
 ]
 
 
-def test_a_turn_is_logged_in_the_order_that_clients_rely_on(server: ServerProcess) -> None:
-    with server.client() as client:
+def test_a_turn_is_logged_in_the_order_that_clients_rely_on(live: ServerProcess) -> None:
+    with live.client() as client:
         session = new_session(client)
         task = script([{"say": "Looking."}, {"tool": "bash", "input": {"command": "echo hi"}}], {"say": "Done."})
         seen = turn(client, session.id, task)
@@ -39,8 +39,8 @@ def test_a_turn_is_logged_in_the_order_that_clients_rely_on(server: ServerProces
         assert client.beta.sessions.retrieve(session.id).status == "idle"
 
 
-def test_two_sessions_of_one_agent_do_not_see_each_others_files(server: ServerProcess) -> None:
-    with server.client() as client:
+def test_two_sessions_of_one_agent_do_not_see_each_others_files(live: ServerProcess) -> None:
+    with live.client() as client:
         first = new_session(client)
         second = client.beta.sessions.create(agent=first.agent.id, environment_id=first.environment_id)
         command = "echo {0} > mine.txt; touch here-{0}; ls; cat mine.txt; ls /tmp"
@@ -53,21 +53,21 @@ def test_two_sessions_of_one_agent_do_not_see_each_others_files(server: ServerPr
         assert right.split() == ["here-two", "mine.txt", "two"]
 
 
-def test_parallel_calls_of_one_answer_run_side_by_side(server: ServerProcess) -> None:
+def test_parallel_calls_of_one_answer_run_side_by_side(live: ServerProcess) -> None:
     """Each command waits for a word from the other: one after the other they would never end."""
     commands = [
         "mkfifo a 2>/dev/null; until [ -p b ]; do :; done; echo ping > b; cat a",
         "mkfifo b 2>/dev/null; until [ -p a ]; do :; done; cat b; echo pong > a",
     ]
     parallel = {"parallel": [{"tool": "bash", "input": {"command": command}} for command in commands]}
-    with server.client() as client:
+    with live.client() as client:
         session = new_session(client)
         seen = turn(client, session.id, script(parallel, {"say": "Done."}))
         assert sorted(results(seen)) == ["ping", "pong"]
 
 
-def test_an_interrupt_stops_a_running_command_and_the_session_goes_on(server: ServerProcess) -> None:
-    with server.client() as client:
+def test_an_interrupt_stops_a_running_command_and_the_session_goes_on(live: ServerProcess) -> None:
+    with live.client() as client:
         session = new_session(client)
         with client.beta.sessions.events.stream(session.id) as stream:
             endless = {"tool": "bash", "input": {"command": "while :; do sleep 0.1; done"}}
@@ -81,8 +81,8 @@ def test_an_interrupt_stops_a_running_command_and_the_session_goes_on(server: Se
         assert results(again) == ["alive"]
 
 
-def test_a_model_that_fails_ends_the_turn_with_an_error_and_the_session_stays_usable(server: ServerProcess) -> None:
-    with server.client() as client:
+def test_a_model_that_fails_ends_the_turn_with_an_error_and_the_session_stays_usable(live: ServerProcess) -> None:
+    with live.client() as client:
         session = new_session(client)
         failed = turn(client, session.id, script({"fail": "refused"}))
         (error,) = [event for event in failed if event.type == "session.error"]
@@ -92,9 +92,9 @@ def test_a_model_that_fails_ends_the_turn_with_an_error_and_the_session_stays_us
         assert "Hello?" in spoken.to_json()
 
 
-def test_what_the_agent_needs_is_in_the_sandbox(server: ServerProcess) -> None:
+def test_what_the_agent_needs_is_in_the_sandbox(live: ServerProcess) -> None:
     command = "python -c 'print(1+1)'; rg --version | head -1 | cut -d' ' -f1; pwd; id -u; ls -d /mnt/session/outputs"
-    with server.client() as client:
+    with live.client() as client:
         session = new_session(client)
         (text,) = results(turn(client, session.id, script({"tool": "bash", "input": {"command": command}})))
         version, ripgrep, directory, uid, outputs = text.split("\n")
@@ -102,10 +102,10 @@ def test_what_the_agent_needs_is_in_the_sandbox(server: ServerProcess) -> None:
         assert uid != "0"
 
 
-def test_a_wrong_key_is_refused(server: ServerProcess) -> None:
+def test_a_wrong_key_is_refused(live: ServerProcess) -> None:
     import anthropic
     import pytest
 
-    with Anthropic(base_url=server.base_url, api_key="wrong-key-entirely") as client:
+    with Anthropic(base_url=live.base_url, api_key="wrong-key-entirely") as client:
         with pytest.raises(anthropic.AuthenticationError):
             client.beta.agents.create(name="x", model="m")
