@@ -35,6 +35,7 @@ from corral.interfaces.sandbox import Fact
 from corral.sandboxes import bases, cgroups, programs, seccomp
 from corral.sandboxes.bubblewrap_building import BubblewrapWorkshop
 from corral.sandboxes.bubblewrap_inside import ENVIRONMENT, Programs, arguments, base_parts
+from corral.sandboxes.child import end
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.outlet import Egress
@@ -315,6 +316,8 @@ def _start_enclosed(
         said = b""
         while not said.endswith(b"}\n") and (piece := os.read(news, INFO_BYTES_MAX)):
             said += piece
+        if not said:
+            end(process)  # it has failed, or was killed with its work half done
         # The daemon itself: bwrap stays outside, only to wait for it.
         pid = msgspec.json.decode(said, type=_Info).pid if said else process.pid
         if group is not None and said:
@@ -391,7 +394,7 @@ def _probe(found: Programs, settings: SandboxSettings) -> None:
         try:
             code = process.wait(settings.start_seconds_max)
         except subprocess.TimeoutExpired as error:
-            process.kill()
+            end(process)
             process.wait()
             raise MachineUnfit("A trial sandbox did not end in time.") from error
         log.seek(0)

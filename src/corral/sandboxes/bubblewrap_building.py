@@ -20,6 +20,7 @@ from corral.domain.egress import EgressPolicy
 from corral.errors import PackagesFailed
 from corral.sandboxes.bases import Base
 from corral.sandboxes.bubblewrap_inside import HOME, Programs, arguments
+from corral.sandboxes.child import end
 from corral.sandboxes.directory import UID_CLAIM, claim_uid, give_back_uid
 from corral.sandboxes.egress.inside import PORT, SOCKET, WayOut, way_out
 from corral.sandboxes.egress.outlet import Egress
@@ -92,7 +93,7 @@ class BubblewrapWorkshop:
         try:
             said = process.communicate(timeout=PROBE_SECONDS_MAX)[0].decode("utf-8", "replace")
         except subprocess.TimeoutExpired as error:
-            process.kill()
+            end(process)
             process.communicate()
             raise PackagesFailed("The sandbox's base did not tell its tools in time.") from error
         if process.returncode:

@@ -31,7 +31,7 @@ from corral.interfaces.sandbox import Fact, Sandbox, Upkeep
 from corral.sandboxes import directory_files, directory_uploads, programs
 from corral.sandboxes.attendant import Attendant
 from corral.sandboxes.cgroups import Group
-from corral.sandboxes.child import Child
+from corral.sandboxes.child import Child, end
 from corral.sandboxes.connection import Connection, Hello, News, greet, listen
 from corral.sandboxes.directory import KILL_SECONDS_MAX, Record, SessionDirectory
 from corral.sandboxes.egress import inside, trial
@@ -317,7 +317,7 @@ class LocalSandboxes(ABC):
                 self.kill(directory)
             else:
                 launched.release(None)
-                launched.process.kill()
+                end(launched.process)
                 launched.process.wait()
             raise
         return launched

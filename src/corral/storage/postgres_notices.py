@@ -270,7 +270,8 @@ class Notices:
                 await self._ready.wait()
             self._ready.clear()
             try:
-                if self._connection is None:
+                # Asked as well, since one that ends while `_listen` is at its last step tells nobody.
+                if self._connection is None or self._connection.is_closed():
                     await self._listen()
                     self._is_behind = True
                 # By the clock, and not when nothing has come for so long: what is lost may be of one log among many.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from corral.errors import PackagesFailed
+from corral.sandboxes.child import end
 
 PIECE_BYTES = 65_536
 TAIL_LINES = 40
@@ -44,7 +45,7 @@ class Bounds:
         with self._lock:
             self._stopped = True
             if self._process is not None:
-                self._process.kill()
+                end(self._process)
 
     def begin(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
         """Start the next command."""
@@ -73,7 +74,7 @@ def run(start: Callable[[], subprocess.Popen[bytes]], bounds: Bounds, log: IO[by
     try:
         broken = _follow(process, bounds, log, tail)
     finally:
-        process.kill()
+        end(process)
         process.stdout.close()
         code = process.wait(GRACE_SECONDS)
     if broken is not None:
