@@ -49,6 +49,8 @@ class Hands:
         self.cancelled: list[str] = []
         self.failures: list[Exception] = []
         """Raised by the next turns, one each, when they are let go."""
+        self.refusals: list[Exception] = []
+        """Raised when sessions are given up, one each."""
 
     async def advance(self, session_id: str, interrupted: Signal, *, inherited: bool) -> None:
         self.running[session_id] = self.running.get(session_id, 0) + 1
@@ -68,6 +70,8 @@ class Hands:
             self.ended.put_nowait(session_id)
 
     async def give_up(self, session_id: str) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
         self.given_up.put_nowait(session_id)
 
     async def next(self) -> Advance:

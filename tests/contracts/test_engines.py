@@ -96,6 +96,20 @@ async def test_a_bug_ends_one_session_and_no_other(engines: World) -> None:
     assert (await engines.hands.next()).session_id == other
 
 
+@pytest.mark.requirement("F069")
+async def test_a_session_that_broke_and_could_not_be_given_up_for_want_of_its_store_is_tried_again(
+    engines: World,
+) -> None:
+    await engines.start()
+    session_id = new_session_id()
+    engines.hands.failures.append(ZeroDivisionError("a bug, or what the lost store looked like"))
+    engines.hands.refusals.append(Unavailable("no database"))
+    engines.engine.wake(session_id)
+    await engines.hands.rest(await engines.hands.next())
+    again = await engines.hands.next()
+    assert (again.session_id, again.inherited) == (session_id, True)
+
+
 async def test_a_session_that_is_gone_is_left_alone(engines: World) -> None:
     await engines.start()
     gone, other = new_session_id(), new_session_id()

@@ -21,6 +21,7 @@ from tests.e2e.sessions import Json, new_agent
 
 Victim: TypeAlias = Literal["server", "sandbox", "proxy", "postgres"]
 PROXY = b"corral.sandboxes.egress.proxy"
+LOG_LINES = 400
 TOML = """
 [server]
 ping_seconds = 0.5
@@ -84,6 +85,11 @@ class Lane:
         children = Path(f"/proc/{self.server.process.pid}/task").glob("*/children")
         pids = [int(pid) for each in children for pid in each.read_text(encoding="ascii").split()]
         return any(_kill(pid) for pid in pids if PROXY in _command(pid))
+
+    def log_text(self) -> str:
+        """The end of what the server has said."""
+        lines = (self.server.directory / "server.log").read_text(encoding="utf-8").splitlines()
+        return "\n".join(lines[-LOG_LINES:])
 
     def workspace(self, session_id: str) -> Path:
         """Where the session's files are."""

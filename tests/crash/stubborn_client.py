@@ -146,6 +146,15 @@ class StubbornClient:
                 assert self._up.wait(BACK_SECONDS_MAX), "the server did not come back"
         return action()
 
+    def described(self) -> str:
+        """Where the session is, for whoever has to find out why it came no further."""
+        if self.session_id is None:
+            return "no session"
+        session = self._client.beta.sessions.retrieve(self.session_id)
+        events = [f"{each['processed_at']} {each['type']} {each['id']}" for each in self._history()]
+        seen = [str(each["id"]) for each in self.seen]
+        return "\n".join([f"{session.id} is {session.status}", *events, "seen by streams:", *seen])
+
     # --------------------------------------------------------------------------------------------- judging
 
     def judge(self, workspace: Callable[[str], Path], *, with_mcp: bool) -> Findings:

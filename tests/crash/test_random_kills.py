@@ -60,7 +60,11 @@ def play(lane: Lane, counting: Counting, number: int) -> Round:
         client.wait_for(chance.randrange(STEPS_MAX), ROUND_SECONDS_MAX)
         time.sleep(chance.random() * DELAY_SECONDS_MAX)  # the random moment itself, not a wait for anything
         killed = lane.kill(victim, client.session_id)
-        driven.result(ROUND_SECONDS_MAX)
+        try:
+            driven.result(ROUND_SECONDS_MAX)
+        except BaseException as error:
+            error.add_note(client.described())
+            raise
     found = client.judge(lane.workspace, with_mcp=with_mcp)
     return Round(victim if killed else None, found.lost, found.repeated)
 
@@ -78,6 +82,7 @@ def all_rounds(lanes: Sequence[Lane], counting: Counting, deadline: float) -> li
                 played.append(play(lanes[track % len(lanes)], counting, number))
             except BaseException as error:
                 error.add_note(f"in round {number} of seed {SEED}")
+                error.add_note(lanes[track % len(lanes)].log_text())
                 raise
         return played
 

@@ -23,12 +23,16 @@ async def attempt(
         return error
     except Exception:  # the top of a worker's session: one that breaks must not take the others down
         log.exception("session_broke", session_id=session_id)
-        await _give_up(worker, session_id)
+        return await _give_up(worker, session_id)
     return None
 
 
-async def _give_up(worker: Worker, session_id: str) -> None:
+async def _give_up(worker: Worker, session_id: str) -> Unavailable | None:
+    """What breaks a session may be what keeps it from being given up: then it is tried again, or nobody would."""
     try:
         await worker.give_up(session_id)
+    except Unavailable as error:
+        return error
     except CorralError as error:
         log.warning("session_left_unfinished", session_id=session_id, reason=error.message)
+    return None

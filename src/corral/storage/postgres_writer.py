@@ -276,16 +276,14 @@ class Writer:
         if not batch.writes:
             return await self._write(batch)
         doubts.send(batch)
-        # Should it happen without our knowledge, the numbers are taken.
-        numbers, self._numbers = self._numbers, []
+        # From here on its numbers are taken, whatever we hear of it.
+        self._numbers = [number for number in self._numbers if number not in batch.created]
         with Caught() as caught:
             await self._write(batch)
-        if caught.error is None:
-            self._numbers = numbers
-            return
-        if not is_lost(caught.error):
-            doubts.refused()
-        raise caught.error
+        if caught.error is not None:
+            if not is_lost(caught.error):
+                doubts.refused()
+            raise caught.error
 
     def _kept(self, taken: Sequence[_Write]) -> Mapping[str, Stored]:
         names = {write.session_id for write in taken}
@@ -402,7 +400,6 @@ class Writer:
 
     def _remember(self, batch: Batch) -> None:
         """Sessions go to the end of what is kept, and the longest unused leave at its front."""
-        self._numbers = [number for number in self._numbers if number not in batch.created]
         for session_id, stored in batch.sessions.items():
             self._sessions.pop(session_id, None)
             if stored is None:
