@@ -1,4 +1,5 @@
-"""Ten thousand sessions whose sandboxes were used and rest: what they cost a real server, and the call that wakes one.
+"""Ten thousand sessions whose sandboxes were used and rest: what they cost a real server, how long it starts with them,
+and the call that wakes one.
 
 One session is used and put away by a real server; its rows are then copied, so all of them rest in the same archive.
 """
@@ -35,15 +36,17 @@ RESTS = "[sandbox]\npause_seconds = 0.2\ncheckpoint_seconds = 0.4\n"
 def run() -> list[tuple[str, float, str, str]]:
     with tempfile.TemporaryDirectory() as directory:
         with serving(RESTS, directory=directory) as server:
-            alone = server.memory_bytes()
+            alone, alone_seconds = server.memory_bytes(), server.start_seconds
             session_id = asyncio.run(_use_one(server, directory))
         others = anyio.run(_copy, directory, session_id)
         with serving(directory=directory) as server:
-            idle, children = server.memory_bytes(), server.children()
+            idle, children, idle_seconds = server.memory_bytes(), server.children(), server.start_seconds
             seconds = asyncio.run(_wake(server, others[0]))
     return [
         (f"a server with {SESSIONS:,} of them", idle / 1024**2, "MiB", "aim: < 1,024"),
         ("a server with none", alone / 1024**2, "MiB", "same run"),
+        ("start with them", idle_seconds * 1000, "ms", "from the process's start until it listens"),
+        ("start with none", alone_seconds * 1000, "ms", "same run, and an empty database is made"),
         ("processes for all of them", children, "", "aim: 0"),
         ("a turn with one call that brings one back", seconds * 1000, "ms", "from the message to the session's rest"),
     ]

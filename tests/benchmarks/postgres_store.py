@@ -1,33 +1,23 @@
-"""The store on PostgreSQL: durable appends beside its driver, and pages of history in a store of a million events.
+"""Durable appends per second: the store on PostgreSQL beside its driver.
 
 Appends are measured as in `store_appends.py`, on a server of the test's own that flushes to the same disk. `raw`
 is what one would write for this one job on asyncpg: as there, but everything that waits goes in one statement of
 arrays, which changes a session's row only in the epoch that the caller holds. The arms take turns.
-
-Pages of 100 events are read warm, at random places of random sessions, in stores that differ in nothing but how much
-else they hold; flat means that the ratio stays near one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
-import tempfile
-import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import asyncpg
 
 from corral.domain.ids import new_id
-from corral.domain.query import EventsQuery
 from corral.domain.session import SessionState
-from corral.interfaces.event_log import EventLog
-from corral.storage import postgres, sqlite
+from corral.storage import postgres
 from corral.storage.columns import micros
 from corral.storage.frames import encode
-from corral.storage.sqlite_file import open_shared
 from tests import postgres_server
 from tests.benchmarks.store_appends import (
     EPOCH,
@@ -44,13 +34,8 @@ from tests.benchmarks.store_appends import (
     session_of,
 )
 
-NAME = "PostgreSQL store, and page reads"
-ROUNDS = 2
-EVENTS_EACH = 1_000
-SMALL, LARGE = 10, 1_000
-"""Sessions of a small and a large store."""
-PAGES = 400
-BODY = b'{"type":"agent.message","id":"sevt_bench","processed_at":"2026-01-01T00:00:00Z","content":[]}'
+NAME = "durable appends, PostgreSQL"
+ROUNDS = 3
 RAW = """
 WITH appended AS (
     SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::text[], $6::bigint[], $7::bytea[])
@@ -65,12 +50,12 @@ SELECT number, seq, id, 'agent.message', processed_at, body FROM appended JOIN c
 
 
 def run() -> list[Row]:
-    """Measure all arms, in turns, and then the pages."""
+    """Measure all arms, in turns."""
     if why := postgres_server.unavailable():
         return [Row("PostgreSQL", 0, "", why)]
     server = postgres_server.Server(fsync="on", shared_buffers="256MB")
     try:
-        return [*asyncio.run(_appends(server)), *asyncio.run(_pages(server))]
+        return asyncio.run(_appends(server))
     finally:
         server.close()
 
@@ -99,16 +84,20 @@ async def _appends(server: postgres_server.Server) -> list[Row]:
     return rows
 
 
-async def _filled(url: str, sessions: int) -> postgres.PostgresStore:
+async def filled(url: str, sessions: int) -> postgres.PostgresStore:
+    """A store with so many sessions, each claimed once."""
     store = await postgres.open_store(url, NoReaders(), Clock())
-    for number in range(sessions):
+
+    async def make(number: int) -> None:
         await store.log.create(session_of(number), SessionState(thread_id=new_id("sthr")), say_something)
         await store.log.claim(session_of(number).id)
+
+    await asyncio.gather(*(make(number) for number in range(sessions)))
     return store
 
 
 async def _store(url: str, sessions: int) -> tuple[float, float]:
-    store = await _filled(url, sessions)
+    store = await filled(url, sessions)
     ids = [session_of(number).id for number in range(sessions)]
     result = await drive(lambda number: store.log.transact(ids[number], say_something, epoch=EPOCH), sessions)
     await store.close()
@@ -151,82 +140,13 @@ class _RawWriter:
 
 
 async def _raw(url: str, sessions: int) -> tuple[float, float]:
-    await (await _filled(url, sessions)).close()
+    await (await filled(url, sessions)).close()
     connection = await asyncpg.connect(url)
     rows = await connection.fetch("SELECT number FROM sessions ORDER BY number")
     writer = _RawWriter(connection, [row["number"] for row in rows])
     result = await drive(writer.append, sessions)
     await connection.close()
     return result
-
-
-# --------------------------------------------------------------------------------------------------------- pages
-
-
-async def _pages(server: postgres_server.Server) -> list[Row]:
-    rows: list[Row] = []
-    for name, measure in (("PostgreSQL", _postgres_pages), ("SQLite", _sqlite_pages)):
-        small, large = [await measure(server, sessions) for sessions in (SMALL, LARGE)]
-        rows += [
-            Row(f"page of 100, {name}", large * 1000, "ms", f"p50 warm, among {LARGE * EVENTS_EACH:,} events"),
-            Row(f"beside {SMALL * EVENTS_EACH:,} events, {name}", large / small, "x", "1 is flat"),
-        ]
-    return rows
-
-
-async def _read_pages(log: EventLog, sessions: int) -> float:
-    """Median seconds of a page; each of the sessions that are read was read once before."""
-    chance = random.Random(7)
-    wanted = [session_of(chance.randrange(sessions)).id for _ in range(SMALL)]
-    times: list[float] = []
-    for number in range(PAGES):
-        query = EventsQuery(limit=100, beyond=(False, chance.randrange(EVENTS_EACH - 100)))
-        begun = time.perf_counter()
-        page = await log.events(wanted[number % SMALL], query)
-        times.append(time.perf_counter() - begun)
-        assert len(page) == 100
-    return statistics.median(times[PAGES // 4 :])
-
-
-async def _postgres_pages(server: postgres_server.Server, sessions: int) -> float:
-    async with postgres_server.database(server.url) as url:
-        store = await _filled(url, sessions)
-        connection = await asyncpg.connect(url)
-        await connection.execute("SET synchronous_commit = off")
-        await connection.execute(
-            "INSERT INTO events (session, seq, id, type, processed_at, body) "
-            f"SELECT s.number, n, 'sevt_' || n, 'agent.message', n, $1::bytea "
-            f"FROM generate_series(2, {EVENTS_EACH}) AS n, sessions AS s",
-            BODY,
-            timeout=120,
-        )
-        await connection.execute("VACUUM ANALYZE")
-        await connection.close()
-        seconds = await _read_pages(store.log, sessions)
-        await store.close()
-        return seconds
-
-
-async def _sqlite_pages(server: postgres_server.Server, sessions: int) -> float:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "pages.db"
-        store = await sqlite.open_store(path, NoReaders(), Clock())
-        for number in range(sessions):
-            await store.log.create(session_of(number), SessionState(thread_id=new_id("sthr")), say_something)
-        await store.close()
-        connection = open_shared(path)
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute(
-            f"WITH RECURSIVE n (seq) AS (SELECT 2 UNION ALL SELECT seq + 1 FROM n WHERE seq < {EVENTS_EACH}) "
-            "INSERT INTO events (position, id, type, processed_at, body) "
-            "SELECT s.number << 32 | seq, 'sevt_' || seq, 'agent.message', seq, ? FROM sessions AS s, n",
-            (BODY,),
-        )
-        connection.close()
-        store = await sqlite.open_store(path, NoReaders(), Clock())
-        seconds = await _read_pages(store.log, sessions)
-        await store.close()
-        return seconds
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 BENCHMARKS = (
     "store_appends",
     "postgres_store",
+    "page_reads",
     "turn_latency",
     "history_cost",
     "cache_share",

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -80,8 +81,10 @@ class Address:
 class Server(Address):
     """A server process, seen from outside."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, start_seconds: float) -> None:
         super().__init__(port)
+        self.start_seconds = start_seconds
+        """From the start of its process until it listened."""
         self._pid = process.pid
         self._stat = Path(f"/proc/{process.pid}/stat")
         self._statm = Path(f"/proc/{process.pid}/statm")
@@ -151,13 +154,14 @@ def serving(toml: str = "", *, directory: str | None = None) -> Generator[Server
         environment = {"PATH": os.environ["PATH"], "HOME": directory, "CORRAL_API_KEY": KEY, "PYTHONPATH": str(SOURCE)}
         environment["CORRAL_SANDBOX_DIR"] = str(passable(directory) / "sandboxes")
         with (Path(directory) / "log").open("wb") as log:
+            began = time.perf_counter()
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log)
         try:
             assert process.stdout is not None
             line = process.stdout.readline().decode()
             if "listening on" not in line:
                 raise RuntimeError((Path(directory) / "log").read_text(encoding="utf-8"))
-            yield Server(process, int(line.strip().rpartition(":")[2]))
+            yield Server(process, int(line.strip().rpartition(":")[2]), time.perf_counter() - began)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(STOP_SECONDS_MAX)

@@ -43,6 +43,10 @@ LOCK_CLASS = 0x434F5252
 MIGRATION_LOCK = 1
 WORKER_LOCK = 2
 
+WALKS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off"}
+"""Every page is one walk along an index, whatever the statistics say today. Planning it takes longer than reading it, so
+the server plans it once."""
+
 LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -129,7 +133,7 @@ class Readers:
             max_size=connections_max,
             timeout=CONNECT_SECONDS_MAX,
             command_timeout=COMMAND_SECONDS_MAX,
-            server_settings={"application_name": "corral reader", "jit": "off"},
+            server_settings={"application_name": "corral reader", "jit": "off", **WALKS},
             reset=_nothing_to_reset,
         )
 
