@@ -44,8 +44,8 @@ MIGRATION_LOCK = 1
 WORKER_LOCK = 2
 
 WALKS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off"}
-"""Every page is one walk along an index, whatever the statistics say today. Planning it takes longer than reading it, so
-the server plans it once."""
+"""Every page is one walk along an index, whatever the statistics say today. Planning one takes longer than reading it,
+so the server does that once."""
 
 LOST = (
     asyncpg.PostgresConnectionError,
