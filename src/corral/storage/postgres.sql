@@ -1,5 +1,5 @@
 -- Named queries: each begins with `-- name:` and ends where the next begins. What they mean is said where they are used.
--- Everything for many rows takes arrays, one for each column, so that a commit of any size is one statement.
+-- Everything for many rows takes arrays, so that a commit of any size is one statement.
 
 -- name: schema_version
 SELECT max(version) FROM corral_schema;
@@ -51,46 +51,41 @@ SELECT corral_expect(count(*), cardinality($1)) FROM held;
 WITH changed AS (
     UPDATE sessions AS s
     SET state = n.state, status = n.status, epoch = n.epoch, version = s.version + 1
-    FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::text[], $5::bigint[])
-        AS n (number, version, state, status, epoch)
+    FROM unnest($1::advanced_session[]) AS n
     WHERE s.number = n.number AND s.version = n.version
     RETURNING s.number
 ), guard AS MATERIALIZED (
     SELECT corral_expect(count(*), cardinality($1)) AS ok FROM changed
 ), added AS (
     INSERT INTO events (session, seq, id, type, processed_at, body, private)
-    SELECT session, seq, id, type, processed_at, body, private
-    FROM unnest($6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::bigint[], $11::bytea[], $12::bytea[])
-        AS row (session, seq, id, type, processed_at, body, private)
+    SELECT session, seq, id, type, processed_at, body, private FROM unnest($2::new_event[])
     WHERE (SELECT ok FROM guard)
 ), paid AS (
-    UPDATE spending SET microdollars = microdollars + $14::bigint WHERE $14::bigint <> 0 AND (SELECT ok FROM guard)
+    UPDATE spending SET microdollars = microdollars + $4::bigint WHERE $4::bigint <> 0 AND (SELECT ok FROM guard)
 )
-SELECT pg_notify('corral_events', notice) FROM unnest($13::text[]) AS told (notice) WHERE (SELECT ok FROM guard);
+SELECT pg_notify('corral_events', notice) FROM unnest($3::text[]) AS told (notice) WHERE (SELECT ok FROM guard);
 
 -- name: append_beside_reads
 WITH held AS MATERIALIZED (
     SELECT s.number
-    FROM unnest($1::bigint[], $2::bigint[]) AS seen (number, version)
+    FROM unnest($5::bigint[], $6::bigint[]) AS seen (number, version)
     JOIN sessions AS s ON s.number = seen.number AND s.version = seen.version
     ORDER BY s.number FOR UPDATE OF s
 ), guard AS MATERIALIZED (
-    SELECT corral_expect(count(*), cardinality($1)) AS ok FROM held
+    SELECT corral_expect(count(*), cardinality($5)) AS ok FROM held
 ), changed AS (
     UPDATE sessions AS s
     SET state = n.state, status = n.status, epoch = n.epoch, version = s.version + 1
-    FROM unnest($3::bigint[], $4::bytea[], $5::text[], $6::bigint[]) AS n (number, state, status, epoch)
+    FROM unnest($1::advanced_session[]) AS n
     WHERE s.number = n.number AND (SELECT ok FROM guard)
 ), added AS (
     INSERT INTO events (session, seq, id, type, processed_at, body, private)
-    SELECT session, seq, id, type, processed_at, body, private
-    FROM unnest($7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::bigint[], $12::bytea[], $13::bytea[])
-        AS row (session, seq, id, type, processed_at, body, private)
+    SELECT session, seq, id, type, processed_at, body, private FROM unnest($2::new_event[])
     WHERE (SELECT ok FROM guard)
 ), paid AS (
-    UPDATE spending SET microdollars = microdollars + $15::bigint WHERE $15::bigint <> 0 AND (SELECT ok FROM guard)
+    UPDATE spending SET microdollars = microdollars + $4::bigint WHERE $4::bigint <> 0 AND (SELECT ok FROM guard)
 )
-SELECT pg_notify('corral_events', notice) FROM unnest($14::text[]) AS told (notice) WHERE (SELECT ok FROM guard);
+SELECT pg_notify('corral_events', notice) FROM unnest($3::text[]) AS told (notice) WHERE (SELECT ok FROM guard);
 
 -- name: has_events
 SELECT EXISTS (

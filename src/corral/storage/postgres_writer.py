@@ -379,24 +379,14 @@ class Writer:
         Rows go in the order of sessions, so that processes seldom lock them crosswise. Should they, the server undoes
         one of them and it is decided again.
         """
-        advanced = [batch.advanced[number] for number in sorted(batch.advanced)]
-        rows = [event_parameters(key[0], row) for key, row in batch.events.items()]
-        columns = list(zip(*rows, strict=True)) if rows else [()] * 7
-        numbers = [each.number for each in advanced]
-        if len(numbers) == len(guard[0]):
-            name, expected = "append", (numbers, [each.version for each in advanced])
-        else:
-            name, expected = "append_beside_reads", (*guard, numbers)
-        await self._connection.execute(
-            SQL[name],
-            *expected,
-            [encode(each.state) for each in advanced],
-            [each.state.status for each in advanced],
-            [each.epoch for each in advanced],
-            *columns,
-            self._streams.notices(batch.published.values()),
-            batch.spent,
-        )
+        advanced = [
+            (number, stored.version, encode(stored.state), stored.state.status, stored.epoch)
+            for number, stored in sorted(batch.advanced.items())
+        ]
+        rows = [event_parameters(number, row) for (number, _), row in batch.events.items()]
+        notices = self._streams.notices(batch.published.values())
+        name, seen = ("append", ()) if len(advanced) == len(guard[0]) else ("append_beside_reads", guard)
+        await self._connection.execute(SQL[name], advanced, rows, notices, batch.spent, *seen)
 
     def _remember(self, batch: Batch) -> None:
         """Sessions go to the end of what is kept, and the longest unused leave at its front."""
