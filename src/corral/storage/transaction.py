@@ -56,17 +56,16 @@ def outcome_of(
     if not decision.changes:
         return Outcome(Committed(session, state, (), decision.step), (), (), ())
     after = commit(state, decision.changes, now)
-    changed = after.rows
-    moved = {row.moved_from for row in changed if row.moved_from is not None}
-    if moved:
-        changed = _filled(changed, queued_body)
+    changed = _filled(after.rows, queued_body) if after.moves else after.rows
     rows = tuple([row_of(row) for row in changed])
     frames = tuple([frame_of(session.id, row) for row in rows])
-    if moved and len(rows) > 1:
-        # An event may be accepted and taken up in the same transaction: then its first row is never stored.
-        fresh = {row.seq for row in rows} & moved
-        rows, moved = tuple(row for row in rows if row.seq not in fresh), moved - fresh
-    return Outcome(Committed(session, after.state, changed, decision.step), rows, tuple(moved), frames)
+    committed = Committed(session, after.state, changed, decision.step)
+    if not after.moves:
+        return Outcome(committed, rows, (), frames)
+    # An event may be accepted and taken up in the same transaction: then its first row is never stored.
+    moved = {row.moved_from for row in changed if row.moved_from is not None}
+    fresh = moved & {row.seq for row in rows}
+    return Outcome(committed, tuple(row for row in rows if row.seq not in fresh), tuple(moved - fresh), frames)
 
 
 def _filled(changed: tuple[Row, ...], queued_body: Callable[[int], bytes]) -> tuple[Row, ...]:
