@@ -111,7 +111,9 @@ class _Restoring:
             raise Conflict(f"{record.kind} {record.id} was made by somebody else just now")
 
     async def session(self, restored: Restored) -> None:
-        row = await self._connection.fetchrow(SQL["lock_sessions"], [clean(restored.session.id)])
+        names = [clean(restored.session.id)]
+        await self._connection.execute(SQL["lock_sessions"], names)
+        row = await self._connection.fetchrow(SQL["sessions_by_id"], names)
         if row is not None:
             await self._compare(restored, read_stored(row))
             self.known["session"] += 1
