@@ -8,7 +8,6 @@ arrays, which changes a session's row only in the epoch that the caller holds. T
 from __future__ import annotations
 
 import asyncio
-import statistics
 from datetime import UTC, datetime
 
 import asyncpg
@@ -24,12 +23,13 @@ from tests.benchmarks.store_appends import (
     SESSIONS,
     Append,
     Clock,
+    Driven,
     NoReaders,
     RawLog,
     Row,
+    compare,
     drive,
     message,
-    range_of,
     say_something,
     session_of,
 )
@@ -61,27 +61,14 @@ def run() -> list[Row]:
 
 
 async def _appends(server: postgres_server.Server) -> list[Row]:
-    rates: dict[tuple[str, int], list[float]] = {}
-    latencies: dict[tuple[str, int], list[float]] = {}
+    store: dict[int, list[Driven]] = {sessions: [] for sessions in SESSIONS}
+    raw: dict[int, list[Driven]] = {sessions: [] for sessions in SESSIONS}
     for _ in range(ROUNDS):
         for sessions in SESSIONS:
-            for name, arm in (("store", _store), ("raw", _raw)):
+            for arm, rounds in ((_store, store), (_raw, raw)):
                 async with postgres_server.database(server.url) as url:
-                    rate, latency = await arm(url, sessions)
-                rates.setdefault((name, sessions), []).append(rate)
-                latencies.setdefault((name, sessions), []).append(latency)
-    rows: list[Row] = []
-    for sessions in SESSIONS:
-        who = "1 session" if sessions == 1 else f"{sessions} sessions"
-        store, raw = rates["store", sessions], rates["raw", sessions]
-        p50 = statistics.median(latencies["store", sessions]) * 1000
-        ratio = 100 * statistics.median(a / b for a, b in zip(store, raw, strict=True))
-        rows += [
-            Row(f"store, {who}", statistics.median(store), "appends/s", f"p50 {p50:.1f} ms, {range_of(store)}"),
-            Row(f"raw asyncpg, {who}", statistics.median(raw), "appends/s", range_of(raw)),
-            Row(f"store beside raw, {who}", ratio, "%", "median of the rounds' ratios"),
-        ]
-    return rows
+                    rounds[sessions].append(await arm(url, sessions))
+    return [row for sessions in SESSIONS for row in compare(sessions, "asyncpg", store[sessions], raw[sessions])]
 
 
 async def filled(url: str, sessions: int) -> postgres.PostgresStore:
@@ -96,7 +83,7 @@ async def filled(url: str, sessions: int) -> postgres.PostgresStore:
     return store
 
 
-async def _store(url: str, sessions: int) -> tuple[float, float]:
+async def _store(url: str, sessions: int) -> Driven:
     store = await filled(url, sessions)
     ids = [session_of(number).id for number in range(sessions)]
     result = await drive(lambda number: store.log.transact(ids[number], say_something, epoch=EPOCH), sessions)
@@ -139,7 +126,7 @@ class _RawWriter:
         self._task = None
 
 
-async def _raw(url: str, sessions: int) -> tuple[float, float]:
+async def _raw(url: str, sessions: int) -> Driven:
     await (await filled(url, sessions)).close()
     connection = await asyncpg.connect(url)
     rows = await connection.fetch("SELECT number FROM sessions ORDER BY number")
