@@ -58,8 +58,6 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 TASKS = 2
-TOGETHER_MIN = 32
-"""More operations than this go in halves, so that there is something to decide while the server writes."""
 ATTEMPTS_MAX = 6
 """Times that one batch is decided before its callers are sent away: the first is hopeful, the others hold locks."""
 NUMBERS_AT_ONCE = 32
@@ -188,8 +186,8 @@ class Writer:
                 await self._ready.wait()
 
     def _take(self) -> list[_Write]:
-        """The next batch: at most half of all that is unfinished, and nothing of sessions that are in the other."""
-        limit = min(self._batch_operations_max, max(TOGETHER_MIN, (self._waiting + 1) // 2))
+        """The next batch: all that waits, but nothing of sessions that are in the other."""
+        limit = self._batch_operations_max
         taken: list[_Write] = []
         left: list[_Write] = []
         for write in self._submitted:
