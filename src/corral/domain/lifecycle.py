@@ -101,15 +101,12 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
 
     state: SessionState
     rows: tuple[Row, ...]
-    moves: bool
-    """Whether a row among them was moved."""
 
 
 def commit(state: SessionState, changes: Sequence[Change], now: datetime) -> Commit:
     """Apply changes one after another. Raises `IllegalTransition` or `Invalid`, and then nothing has changed."""
     now = max(now, state.last_at or now)
     rows: list[Row] = []
-    moves = False
     for change in changes:
         seq = state.seq + 1
         state = msgspec.structs.replace(state, seq=seq, last_at=now)
@@ -117,7 +114,6 @@ def commit(state: SessionState, changes: Sequence[Change], now: datetime) -> Com
             queued = _queued(state, change.event_id)
             state = fold_processed(state, queued)
             rows.append(Row(seq, change.event_id, None, now, None, queued.seq))
-            moves = True
         elif change.queued:
             state = fold_queued(state, change.event)
             rows.append(Row(seq, change.event.id, change.event, None))
@@ -125,7 +121,7 @@ def commit(state: SessionState, changes: Sequence[Change], now: datetime) -> Com
             stamped = msgspec.structs.replace(change.event, processed_at=now)
             state = fold(state, stamped, change.tokens)
             rows.append(Row(seq, stamped.id, stamped, now, change.private))
-    return Commit(state, tuple(rows), moves)
+    return Commit(state, tuple(rows))
 
 
 def fold_queued(state: SessionState, event: ev.AnyEvent) -> SessionState:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from corral.domain.lifecycle import Row, commit
+from corral.domain.lifecycle import Process, Row, commit
 from corral.domain.query import Record
 from corral.domain.session import Session, SessionState, view
 from corral.errors import Conflict, NotFound, StaleEpoch
@@ -56,11 +56,12 @@ def outcome_of(
     if not decision.changes:
         return Outcome(Committed(session, state, (), decision.step), (), (), ())
     after = commit(state, decision.changes, now)
-    changed = _filled(after.rows, queued_body) if after.moves else after.rows
+    moves = Process in map(type, decision.changes)
+    changed = _filled(after.rows, queued_body) if moves else after.rows
     rows = tuple([row_of(row) for row in changed])
     frames = tuple([frame_of(session.id, row) for row in rows])
     committed = Committed(session, after.state, changed, decision.step)
-    if not after.moves:
+    if not moves:
         return Outcome(committed, rows, (), frames)
     # An event may be accepted and taken up in the same transaction: then its first row is never stored.
     moved = {row.moved_from for row in changed if row.moved_from is not None}
