@@ -50,6 +50,7 @@ so the server does that once."""
 LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the driver's word for a connection that ends while a statement is being sent
     asyncpg.exceptions.AdminShutdownError,
     asyncpg.exceptions.CrashShutdownError,
     CannotConnectNowError,
@@ -155,7 +156,11 @@ class Readers:
         for last in (False, True):
             try:
                 async with self._pool.acquire(timeout=COMMAND_SECONDS_MAX) as connection:
-                    return await connection.fetch(SQL[name], *arguments)
+                    try:
+                        return await connection.fetch(SQL[name], *arguments)
+                    except asyncpg.InternalClientError:
+                        connection.terminate()  # nobody is to get it from the pool again
+                        raise
             except LOST as error:
                 if last:
                     raise Unavailable(f"the database cannot be read: {reason(error)}") from error

@@ -35,6 +35,7 @@ from corral.storage.postgres_batch import Published
 from corral.storage.postgres_connection import (
     CONNECT_SECONDS_MAX,
     LOCK_CLASS,
+    LOST,
     SQL,
     WORKER_LOCK,
     Connection,
@@ -279,7 +280,7 @@ class Notices:
                     self._is_behind, compared_at = False, anyio.current_time()
                     await self._compare()
                 await self._show_all()
-            except (Unavailable, MachineUnfit, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except (Unavailable, MachineUnfit, asyncpg.PostgresError, *LOST) as error:
                 log.warning("notices_wait_for_database", reason=str(error))
                 self._is_behind = True
                 await asyncio.sleep(RETRY_SECONDS)
