@@ -302,13 +302,16 @@ class Notices:
                 self._add(_Range(name, 0, INTEGER_MAX))
 
     async def _show_all(self) -> None:
-        while self._ranges:
+        """Show what waits now. What comes meanwhile comes after the next look at the clock."""
+        for _ in range(len(self._ranges)):
             wanted = self._ranges[0]
             await self._show(wanted)
             self._ranges.popleft()
             self._pending[wanted.session_id] -= 1
             if not self._pending[wanted.session_id]:
                 del self._pending[wanted.session_id]
+        if self._ranges:
+            self._ready.set()
 
     async def _show(self, wanted: _Range) -> None:
         """Read rows and show them, each once and in the order of the log."""
