@@ -7,22 +7,46 @@ from typing import TypeVar
 
 import anyio
 
+from corral.errors import CorralError
 from corral.interfaces.engine import Signal
+from corral.interfaces.event_log import EventLog
 
 T = TypeVar("T")
 
 
-async def unless(interrupted: Signal, seconds_left: float | None, action: Callable[[], Awaitable[T]]) -> T | None:
-    """The action's result; None when it was dropped on the way, which happens at once."""
+async def unless(
+    interrupted: Signal,
+    waits: Callable[[], Awaitable[bool]],
+    seconds_left: float | None,
+    action: Callable[[], Awaitable[T]],
+) -> T | None:
+    """The action's result; None when it was dropped on the way, which happens at once.
+
+    A signal counts if an interrupt still `waits`: one that comes late, from another process maybe, would drop what was
+    begun after its interrupt, and a command that is dropped and begun anew would run twice.
+    """
     result: T | None = None
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
             with anyio.move_on_after(seconds_left):
-                await interrupted.wait()
+                while True:
+                    await interrupted.wait()
+                    interrupted.clear()  # before the look, so that a later one is not lost
+                    if await waits():
+                        break
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(watch)
         result = await action()
         tasks.cancel_scope.cancel()
     return result
+
+
+async def interrupt_waits(log: EventLog, session_id: str) -> bool:
+    """Whether an interrupt of the session is still to be taken up."""
+    try:
+        state = (await log.snapshot(session_id)).state
+    except CorralError:
+        return True  # gone, or without its store: the next commit says so
+    return any(queued.type == "user.interrupt" for queued in state.queue)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TypeVar, assert_never
 
 import anyio
@@ -27,7 +28,7 @@ from corral.harness.compaction import commit_compaction, compact
 from corral.harness.context import Context
 from corral.harness.deciding import Happened, following, unchanged
 from corral.harness.failure import backoff_seconds, error_object
-from corral.harness.interruption import unless
+from corral.harness.interruption import interrupt_waits, unless
 from corral.harness.parts import Parts
 from corral.harness.prompt import sandbox_tools
 from corral.interfaces.engine import Signal
@@ -155,14 +156,17 @@ class Turn:
         """Run calls side by side; each result is committed as it comes."""
         limiter = anyio.CapacityLimiter(self._parts.settings.tool_calls_parallel_max)
         steps: list[Step] = []
+        tasks = anyio.create_task_group()
 
         async def one(call: PendingCall) -> None:
             async with limiter:
                 result = await self._result(call)
                 steps.append(await self.commit(lambda session, state, now: [result] if state.call(call.id) else []))
+                if not any(self._state.call(each.id) for each in calls):
+                    tasks.cancel_scope.cancel()  # none of them is open: the commit took up an interrupt
 
         async def all_of_them() -> bool:
-            async with anyio.create_task_group() as tasks:
+            async with tasks:
                 for call in calls:
                     tasks.start_soon(one, call)
             return True
@@ -187,7 +191,8 @@ class Turn:
         return None if limit is None else max(0.0, limit - self._state.active_at(self._parts.clock.now()) / 1000)
 
     async def _unless_interrupted(self, action: Callable[[], Awaitable[T]]) -> T | None:
-        return await unless(self._interrupted, self._seconds_left(), action)
+        waits = partial(interrupt_waits, self._parts.log, self._session.id)
+        return await unless(self._interrupted, waits, self._seconds_left(), action)
 
 
 def _given(step: Step | None) -> Step:
