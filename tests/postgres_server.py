@@ -16,7 +16,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -26,6 +25,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+
+from tests.listening import free_port
 
 START_SECONDS_MAX = 60.0
 PASSWORD = "not-a-secret:@/"
@@ -73,7 +74,7 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
         if self._user is not None:
             os.chown(self._data, self._user, -1)
-        self.port = _free_port()
+        self.port = free_port()
         try:
             self._initialize()
             self.start()
@@ -155,12 +156,6 @@ def _drain(process: subprocess.Popen[str]) -> None:
     with process.stderr as lines:
         for _ in lines:
             pass
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @functools.cache

@@ -11,7 +11,6 @@ import atexit
 import functools
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
+
+from tests.listening import free_port
 
 START_SECONDS_MAX = 60.0
 
@@ -44,7 +45,7 @@ class Server:
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self.start()
 
     @property
@@ -92,12 +93,6 @@ async def _ready(address: str) -> None:
         except (RuntimeError, RPCError):
             assert time.monotonic() < until, "the Temporal server did not start"
             await asyncio.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.server
 import ssl
 import statistics
-import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
 
@@ -19,6 +18,7 @@ from corral.config_sections import WebSettings
 from corral.domain.url import Url
 from corral.domain.web import Source
 from corral.tools.web_fetch import WebFetch
+from tests.listening import served
 
 NAME = "web_fetch over a bare HTTP client"
 PAGES = 200
@@ -42,14 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def run() -> list[tuple[str, float, str, str]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with served(server):
         return anyio.run(_measure, f"http://127.0.0.1:{server.server_port}", backend_options={"use_uvloop": True})
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 async def _measure(base_url: str) -> list[tuple[str, float, str, str]]:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import http.server
 import json
-import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
+
+from tests.listening import served
 
 PAGES: Sequence[tuple[str, str, str]] = (
     ("https://docs.good.example/guide/intro", "Intro", "How it begins."),
@@ -137,11 +138,5 @@ class Engines(http.server.ThreadingHTTPServer):
 def engines() -> Generator[Engines]:
     """The server, while the block runs."""
     server = Engines()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with served(server):
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

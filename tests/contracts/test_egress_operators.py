@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import http.server
 import os
-import select
 import shutil
 import socket
-import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from corral.errors import SandboxUnavailable
 from corral.sandboxes.directory import SessionDirectory
 from tests.contracts.egress_hosts import ALLOWED, Hosts, hosts
 from tests.contracts.egress_world import Server, bounded
+from tests.listening import pass_on, served
 
 pytestmark = pytest.mark.requirement("F035")
 HIDDEN, DIRECT = "hidden.test", "near.direct.test"
@@ -54,12 +53,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with socket.create_connection(self.server.target) as there:
             self.send_response(200)
             self.end_headers()
-            while ready := select.select([self.connection, there], [], [], WAIT_SECONDS)[0]:
-                for source in ready:
-                    piece = source.recv(65_536)
-                    if not piece:
-                        return
-                    (there if source is self.connection else self.connection).sendall(piece)
+            pass_on(self.connection, there, WAIT_SECONDS)
 
     def do_GET(self) -> None:
         assert isinstance(self.server, OperatorsProxy)
@@ -85,14 +79,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def operators_proxy(port: int) -> Generator[OperatorsProxy]:
     """One that takes every tunnel to `port` here."""
     proxy = OperatorsProxy(port)
-    thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with served(proxy):
         yield proxy
-    finally:
-        proxy.shutdown()
-        thread.join()
-        proxy.server_close()
 
 
 @pytest.fixture

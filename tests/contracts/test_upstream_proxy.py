@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import http.server
-import select
 import socket
-import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from corral.outbound.transport import OutboundTransport
 from corral.vaults.probing import Prober
 from tests.contracts.test_web_fetch import at, reader
 from tests.contracts.web_site import Site, site, tls_site
+from tests.listening import pass_on, served
 
 WAIT_SECONDS = 60
 AUTHORIZATION = "Basic bWU6cEBzcw=="
@@ -52,12 +51,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         host, _, port = self.path.rpartition(":")
         with socket.create_connection((host.strip("[]"), int(port))) as there:
             self.wfile.write(b"HTTP/1.1 200 Connection established\r\nvia: us\r\n\r\n")
-            while ready := select.select([self.connection, there], [], [], WAIT_SECONDS)[0]:
-                for source in ready:
-                    piece = source.recv(65_536)
-                    if not piece:
-                        return
-                    (there if source is self.connection else self.connection).sendall(piece)
+            pass_on(self.connection, there, WAIT_SECONDS)
 
     def log_message(self, format: str, *args: object) -> None:
         return
@@ -66,14 +60,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def operators_proxy() -> Generator[OperatorsProxy]:
     server = OperatorsProxy()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with served(server):
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

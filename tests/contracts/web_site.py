@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from corral.sandboxes.egress.authority import Authority, Pair, make_authority
+from tests.listening import served
 
 PIECE = b"x" * (64 * 1024)
 PIXEL = base64.b64decode(
@@ -181,14 +182,8 @@ class Site(http.server.ThreadingHTTPServer):
 def site(context: ssl.SSLContext | None = None) -> Generator[Site]:
     """The server, while the block runs."""
     server = Site(context)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with served(server):
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @contextmanager

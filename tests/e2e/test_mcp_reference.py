@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import threading
 from collections.abc import Generator, Iterator, Mapping
@@ -16,6 +15,7 @@ from anthropic import Anthropic
 from tests.e2e.node import Node, find_node, install
 from tests.e2e.sessions import Json, reading, script, send, texts
 from tests.e2e.test_mcp import call, session_on
+from tests.listening import free_port
 
 PACKAGES = Path(__file__).parent / "mcp_servers" / "package.json"
 START_SECONDS_MAX = 90
@@ -33,12 +33,6 @@ def node() -> Node:
 @pytest.fixture(scope="module")
 def modules(node: Node) -> Path:
     return install(node, PACKAGES, "mcp_servers") / "node_modules"
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @contextmanager

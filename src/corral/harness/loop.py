@@ -163,7 +163,7 @@ class Turn:
                 result = await self._result(call)
                 steps.append(await self.commit(lambda session, state, now: [result] if state.call(call.id) else []))
                 if not any(self._state.call(each.id) for each in calls):
-                    tasks.cancel_scope.cancel()  # none of them is open: the commit took up an interrupt
+                    tasks.cancel_scope.cancel()  # all are done, or an interrupt closed the rest
 
         async def all_of_them() -> bool:
             async with tasks:

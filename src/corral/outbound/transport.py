@@ -19,7 +19,7 @@ from corral.config_sections import McpSettings
 from corral.domain.address import for_tool_servers, goes_direct
 from corral.domain.host import Address, as_address
 from corral.outbound.addresses import addresses_of
-from corral.outbound.tunnel import Tunnels, plain_backend
+from corral.outbound.tunnel import TcpOnly, Tunnels, plain_backend
 
 DENIED = "its address is one that `denied` under `[mcp]` in corral.toml rules out"
 CONNECTIONS_MAX, CONNECTIONS_KEPT_MAX, KEPT_SECONDS_MAX = 100, 20, 5.0
@@ -52,12 +52,12 @@ class OutboundTransport(httpx2.AsyncHTTPTransport):
         return response
 
 
-class _Checked(httpcore2.AsyncNetworkBackend):
+class _Checked(TcpOnly):
     """Resolves names itself, and connects only to addresses that are not denied."""
 
     def __init__(self, settings: McpSettings) -> None:
+        super().__init__(plain_backend())
         self._ground = for_tool_servers(settings.denied)
-        self._inner = plain_backend()
         proxy, self._direct = settings.upstream_proxy, settings.upstream_proxy_not_for
         self._proxied = None if proxy is None else Tunnels(self._inner, proxy)
         self._limiter = anyio.CapacityLimiter(LOOKUPS_MAX)
@@ -86,16 +86,6 @@ class _Checked(httpcore2.AsyncNetworkBackend):
                 failure = failure or error
         assert failure is not None
         raise failure
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
-    ) -> httpcore2.AsyncNetworkStream:
-        """Never."""
-        raise httpcore2.ConnectError(DENIED)
-
-    async def sleep(self, seconds: float) -> None:
-        """See `httpcore2.AsyncNetworkBackend`."""
-        await self._inner.sleep(seconds)
 
     async def _resolve(self, host: str, timeout: float | None) -> Sequence[Address]:
         literal = as_address(host)

@@ -31,12 +31,29 @@ def plain_backend() -> httpcore2.AsyncNetworkBackend:
     return inner
 
 
-class Tunnels(httpcore2.AsyncNetworkBackend):
+class TcpOnly(httpcore2.AsyncNetworkBackend):
+    """Stands around a backend, and has an opinion on how TCP connections are made. There are no others."""
+
+    def __init__(self, inner: httpcore2.AsyncNetworkBackend) -> None:
+        self._inner = inner
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        """Never."""
+        raise httpcore2.ConnectError("connections are by TCP only")
+
+    async def sleep(self, seconds: float) -> None:
+        """See `httpcore2.AsyncNetworkBackend`."""
+        await self._inner.sleep(seconds)
+
+
+class Tunnels(TcpOnly):
     """Opens each connection through one proxy."""
 
     def __init__(self, inner: httpcore2.AsyncNetworkBackend, proxy: str) -> None:
         """`proxy` as `http://user:password@host:port`."""
-        self._inner = inner
+        super().__init__(inner)
         place = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
         self._host, self._port, self._headers = place.hostname or "", place.port or PORT, b""
         if place.username is not None:
@@ -77,13 +94,3 @@ class Tunnels(httpcore2.AsyncNetworkBackend):
                     await stream.aclose()
         if not opened:
             raise httpcore2.ConnectError(REFUSED)
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
-    ) -> httpcore2.AsyncNetworkStream:
-        """Never."""
-        raise httpcore2.ConnectError(REFUSED)
-
-    async def sleep(self, seconds: float) -> None:
-        """See `httpcore2.AsyncNetworkBackend`."""
-        await self._inner.sleep(seconds)

@@ -16,7 +16,16 @@ from typing import TypeAlias
 import msgspec
 
 from corral.tools.web.failure import WebFailure
-from corral.tools.web.searching import NOT_SEARCHED, SEARCH_AND_SAY, TOKENS_MAX, Asker, Found, Search, place_of
+from corral.tools.web.searching import (
+    NOT_SEARCHED,
+    SEARCH_AND_SAY,
+    TOKENS_MAX,
+    Asker,
+    Found,
+    Search,
+    of_kinds,
+    place_of,
+)
 
 URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
@@ -44,10 +53,6 @@ class _Refused(msgspec.Struct, tag_field="type", tag="web_search_tool_result_err
 
 class _Results(msgspec.Struct, tag_field="type", tag="web_search_tool_result"):
     content: list[_Page] | _Refused
-
-
-class _Kind(msgspec.Struct):
-    type: str = ""
 
 
 class _Answer(msgspec.Struct):
@@ -91,8 +96,7 @@ class AnthropicSearch:
 
 
 def _blocks(answer: _Answer) -> list[_Block]:
-    known = (raw for raw in answer.content if msgspec.json.decode(raw, type=_Kind).type in KINDS)
-    return [msgspec.json.decode(raw, type=_Block) for raw in known]
+    return [msgspec.json.decode(raw, type=_Block) for raw in of_kinds(answer.content, KINDS)]
 
 
 def _found(blocks: Sequence[_Block]) -> list[Found]:

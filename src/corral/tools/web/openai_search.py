@@ -15,7 +15,16 @@ from typing import TypeAlias
 import msgspec
 
 from corral.tools.web.failure import WebFailure
-from corral.tools.web.searching import NOT_SEARCHED, SEARCH_AND_SAY, TOKENS_MAX, Asker, Found, Search, place_of
+from corral.tools.web.searching import (
+    NOT_SEARCHED,
+    SEARCH_AND_SAY,
+    TOKENS_MAX,
+    Asker,
+    Found,
+    Search,
+    of_kinds,
+    place_of,
+)
 
 URL = "https://api.openai.com/v1"
 SOURCES = "web_search_call.action.sources"
@@ -51,10 +60,6 @@ class _Part(msgspec.Struct):
 
 class _Message(msgspec.Struct, tag_field="type", tag="message"):
     content: list[_Part] = []
-
-
-class _Kind(msgspec.Struct):
-    type: str = ""
 
 
 class _Answer(msgspec.Struct):
@@ -99,8 +104,7 @@ class OpenAISearch:
 
 
 def _items(answer: _Answer) -> list[_Item]:
-    known = (raw for raw in answer.output if msgspec.json.decode(raw, type=_Kind).type in KINDS)
-    return [msgspec.json.decode(raw, type=_Item) for raw in known]
+    return [msgspec.json.decode(raw, type=_Item) for raw in of_kinds(answer.output, KINDS)]
 
 
 def _found(items: Sequence[_Item]) -> list[Found]:

@@ -6,7 +6,7 @@ API goes; `web_search.py` holds them afterwards whatever an engine did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple, Protocol, TypeVar
 
 import anyio
@@ -61,6 +61,15 @@ def place_of(location: UserLocation) -> dict[str, str]:
     """The location as providers of models take it."""
     fields = {name: getattr(location, name) for name in ("city", "region", "country", "timezone")}
     return {"type": "approximate", **{name: value for name, value in fields.items() if value}}
+
+
+class _Kind(msgspec.Struct):
+    type: str = ""
+
+
+def of_kinds(parts: Sequence[msgspec.Raw], kinds: Set[str]) -> list[msgspec.Raw]:
+    """Those parts of a model's answer that are of these types; servers add new ones. Raises what msgspec does."""
+    return [part for part in parts if msgspec.json.decode(part, type=_Kind).type in kinds]
 
 
 class Found(NamedTuple):
