@@ -15,7 +15,7 @@ from corral.domain.query import EventsQuery, Record, RecordsQuery
 from corral.domain.restored import RestoredEvent
 from corral.domain.session import QueuedEvent, SessionState
 from corral.errors import Conflict, Invalid, NotFound
-from corral.interfaces.store import Restored
+from corral.interfaces.store import Depending, Restored
 from tests.contracts.storage_fixtures import (
     BACKENDS,
     SECOND,
@@ -170,6 +170,27 @@ async def test_what_is_there_and_differs_is_a_conflict_and_nothing_is_stored(
         with pytest.raises(Conflict):
             await stage.archive.restore([restored("sesn_b"), record("agent_9"), other])
         assert await everything(stage) == before
+
+
+async def test_a_record_may_depend_on_the_one_that_is_here(stage: Stage) -> None:
+    seen: list[Record | None] = []
+
+    def depending(made: Record | None) -> Depending:
+        def decide(here: Record | None) -> Record | None:
+            seen.append(here)
+            return made
+
+        return Depending("agent", "agent_1", decide)
+
+    agent = record("agent_1")
+    assert not await stage.archive.restore([depending(None), depending(agent)])
+    assert seen == [None, None] and await stage.records.get("agent", "agent_1", "wrkspc_1") == agent
+    assert await stage.archive.restore([record("agent_2"), depending(agent), depending(None)]) == {"agent": 1}
+    assert seen[2:] == [agent, agent]
+    before = await everything(stage)
+    with pytest.raises(Conflict):
+        await stage.archive.restore([record("agent_3"), depending(record("agent_1", body=b'{"other":1}'))])
+    assert await everything(stage) == before
 
 
 async def test_nothing_is_published_and_no_spending_counted(stage: Stage) -> None:

@@ -16,7 +16,6 @@ from corral.errors import Conflict, CorralError, MachineUnfit, NotFound
 from corral.moving.incoming import Destination, Import
 from corral.moving.lines import differences
 from corral.moving.outgoing import Source
-from corral.moving.secrets import Resealing
 from corral.storage.ephemeral import EphemeralStore
 from corral.vaults.credentials import VaultCredentials
 from corral.vaults.master_key import new_master_key
@@ -121,8 +120,7 @@ async def run_import(
     """The import, and what it found there already."""
     text = [each if isinstance(each, bytes) else msgspec.json.encode(each) for each in lines]
     (path / "file").write_bytes(b"\n".join(text))
-    resealing = await Resealing.into(store.records, sealing)
-    moving = Import(path / "file", Destination(store.archive, Clock(), {"bash"}, "wrkspc_1", resealing))
+    moving = Import(path / "file", Destination(store.archive, Clock(), {"bash"}, "wrkspc_1", sealing))
     return moving, await moving.run()
 
 
@@ -308,12 +306,17 @@ async def test_a_repeated_import_knows_the_secrets_and_another_secret_stops_it(t
     assert known == {"vault": 2, "vault_credential": 4}
 
 
+async def test_a_vault_that_is_in_a_file_twice_is_the_same(tmp_path: Path) -> None:
+    _, known = await run_import(tmp_path, new_store(), new_sealing(), *VAULTS, *VAULTS)
+    assert known == {"vault": 2, "vault_credential": 4}
+
+
 async def test_sessions_keep_their_vaults(tmp_path: Path) -> None:
     store = new_store()
     session = {**SESSION, "vault_ids": ["vlt_1", "vlt_deleted"]}
     moving, _ = await run_import(tmp_path, store, new_sealing(), VAULT, session, event_line())
     assert (await store.log.snapshot("sesn_1", "wrkspc_1")).session.vault_ids == ("vlt_1", "vlt_deleted")
-    assert moving.vaults_named == {("wrkspc_1", "vlt_1"), ("wrkspc_1", "vlt_deleted")}
+    assert moving.vaults_missed == {("wrkspc_1", "vlt_deleted")}
 
 
 @pytest.mark.parametrize(

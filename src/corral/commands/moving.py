@@ -21,9 +21,8 @@ from corral.domain.credential import CREDENTIAL_KIND
 from corral.domain.vault import VAULT_KIND
 from corral.errors import Invalid, MachineUnfit, NotFound
 from corral.interfaces.records import Records
-from corral.moving.incoming import Destination, Import
+from corral.moving.incoming import MISSED_MAX, Destination, Import
 from corral.moving.outgoing import Source
-from corral.moving.secrets import Resealing
 from corral.vaults.sealing import VaultSealing
 
 KINDS = {"agents": "agent", "environments": "environment", "sessions": "session"}
@@ -41,16 +40,17 @@ async def import_file(settings: Settings, file: Path, workspace: str, out: Conso
     _check_file(file)
     async with open_storage(settings) as storage:
         sealing = VaultSealing(await key_wrapper(settings))
-        resealing = await Resealing.into(storage.records, sealing)
-        moving = Import(file, Destination(storage.archive, SystemClock(), BUILT_IN_TOOLS, workspace, resealing))
+        moving = Import(file, Destination(storage.archive, SystemClock(), BUILT_IN_TOOLS, workspace, sealing))
         known = await moving.run()
         unfinished = len(await storage.log.unfinished())
-        absent = [name for name in sorted(moving.vaults_named) if not await _is_there(storage.records, *name)]
+        absent = [name for name in sorted(moving.vaults_missed) if not await _is_there(storage.records, *name)]
     counts = [f"{moving.read[word]:,} {word}" for word in (*KINDS, "events")]
     counts += [f"{moving.read[word]:,} {word}" for word in SECRET_KINDS if moving.read[word]]
     out.print(f"Imported {', '.join(counts)}.{_said(known)}")
     if absent:
-        out.print(f"Vaults that sessions name and that are not here: {', '.join(vault_id for _, vault_id in absent)}.")
+        more = " and maybe more" if len(moving.vaults_missed) == MISSED_MAX else ""
+        names = ", ".join(vault_id for _, vault_id in absent)
+        out.print(f"Vaults that sessions name and that are not here: {names}{more}.")
     if unfinished:
         out.print(f"Sessions that are running and go on when the server starts: {unfinished:,}.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from corral.domain.query import Record
 from corral.domain.restored import RestoredEvent
@@ -21,6 +21,19 @@ class Restored(NamedTuple):
     state: Callable[[], SessionState]
 
 
+class Depending(NamedTuple):
+    """A record that depends on the one that is here."""
+
+    kind: str
+    id: str
+    record: Callable[[Record | None], Record | None]
+    """What to restore, given what has that kind and id, in this transaction; None for nothing."""
+
+
+Moved: TypeAlias = Record | Depending | Restored
+"""What moves in."""
+
+
 class Archive(Protocol):
     """Everything in one store, for moving in and out."""
 
@@ -28,10 +41,11 @@ class Archive(Protocol):
         """Ids of all workspaces that have something, sorted."""
         ...
 
-    async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
-        """Store all items, or none; nothing is published, and no spending is counted. They are taken one at a time,
-        maybe on another thread, and anew if the transaction is repeated. What is here and the same on the wire is left
-        alone and counted in the answer by kind. Raises `Conflict` when it differs, and what the iteration raises."""
+    async def restore(self, items: Iterable[Moved]) -> Counter[str]:
+        """Store all items, or none; nothing is published, and no spending is counted. They are taken one at a time and
+        never gathered, maybe on another thread, and anew if the transaction is repeated. What is here and the same on
+        the wire is left alone and counted in the answer by kind. Raises `Conflict` when it differs, and what the
+        iteration raises."""
         ...
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +27,16 @@ from corral.domain.environment import ENVIRONMENT_KIND, Environment
 from corral.domain.query import Record
 from corral.domain.restored import History, RestoredEvent, check_id
 from corral.domain.session import Session, SessionState, SessionView, view
-from corral.domain.vault import Vault
+from corral.domain.vault import VAULT_KIND, Vault
 from corral.errors import Conflict, Invalid
 from corral.interfaces.clock import Clock
-from corral.interfaces.store import Archive, Restored
+from corral.interfaces.store import Archive, Depending, Moved, Restored
+from corral.interfaces.vault import Sealing
 from corral.moving.lines import Ahead, At, Line, check_kept, exactly, read
-from corral.moving.secrets import Held, Resealing
+from corral.moving.secrets import Held, Taking
+
+MISSED_MAX = 1_000
+"""More names than that are not told."""
 
 
 class Destination(NamedTuple):
@@ -43,7 +48,7 @@ class Destination(NamedTuple):
     """Built-in tools that this server can run."""
     workspace_id: str
     """For lines above the first that names a workspace."""
-    resealing: Resealing
+    sealing: Sealing
 
 
 class Import:
@@ -56,8 +61,9 @@ class Import:
         self._line = 0
         self.read: Counter[str] = Counter()
         """What has been read, in the words of the summary."""
-        self.vaults_named: set[tuple[str, str]] = set()
-        """Vaults that sessions use: workspaces and ids. They need not be in the file."""
+        self.vaults_missed: set[tuple[str, str]] = set()
+        """Workspaces and ids of vaults that sessions use and that were not there when these came; not more than
+        `MISSED_MAX`."""
 
     async def run(self) -> Counter[str]:
         """Import all, or nothing. Answers with what was there already, by kind. Raises `Invalid`, `Conflict`."""
@@ -68,10 +74,10 @@ class Import:
         except Invalid as error:
             raise Invalid(f"{error.message}; nothing was imported") from error
 
-    def __iter__(self) -> Iterator[Record | Restored]:
+    def __iter__(self) -> Iterator[Moved]:
         self._workspace_id = self._destination.workspace_id
         self.read.clear()
-        self.vaults_named.clear()
+        self.vaults_missed.clear()
         with self._path.open("rb") as file:
             lines = Ahead(read(file))
             for line in lines:
@@ -79,7 +85,7 @@ class Import:
                 with At(line.number):
                     yield from self._items(line, lines)
 
-    def _items(self, line: Line, lines: Ahead[Line]) -> Iterator[Record | Restored]:
+    def _items(self, line: Line, lines: Ahead[Line]) -> Iterator[Moved]:
         match line.head.type:
             case "workspace":
                 check_id("id", line.head.id)
@@ -89,7 +95,7 @@ class Import:
             case "environment":
                 yield self._environment(exactly(line.text, Environment))
             case "session":
-                yield self._session(line, lines)
+                yield from self._session(line, lines)
             case "vault":
                 yield from self._vault(line, lines)
             case "" if line.head.credential is not UNSET:
@@ -152,12 +158,12 @@ class Import:
 
     # --------------------------------------------------------------------------------------------------- vaults
 
-    def _vault(self, line: Line, lines: Ahead[Line]) -> Iterator[Record]:
+    def _vault(self, line: Line, lines: Ahead[Line]) -> Iterator[Depending]:
         self.read["vaults"] += 1
         vault = exactly(line.text, Vault)
         check_id("id", vault.id)
-        taking = self._destination.resealing.vault(self._workspace_id, vault)
-        yield taking.record
+        taking = Taking(self._destination.sealing, self._workspace_id, vault)
+        yield taking.vault()
         while (following := lines.next_if(lambda other: other.head.credential is not UNSET)) is not None:
             self.read["credentials"] += 1
             self._line = following.number
@@ -168,7 +174,7 @@ class Import:
 
     # ------------------------------------------------------------------------------------------------- sessions
 
-    def _session(self, line: Line, lines: Ahead[Line]) -> Restored:
+    def _session(self, line: Line, lines: Ahead[Line]) -> Iterator[Depending | Restored]:
         self.read["sessions"] += 1
         shown = msgspec.json.decode(line.text, type=SessionView)
         check_id("id", shown.id)
@@ -187,7 +193,8 @@ class Import:
             deployment_id=shown.deployment_id,
             vault_ids=shown.vault_ids,
         )
-        self.vaults_named.update((self._workspace_id, vault_id) for vault_id in shown.vault_ids)
+        for vault_id in shown.vault_ids:
+            yield Depending(VAULT_KIND, vault_id, partial(self._miss, session.workspace_id, vault_id))
         history = History(session.id)
 
         def events() -> Iterator[RestoredEvent]:
@@ -204,7 +211,11 @@ class Import:
                 check_kept(line.text, view(session, found, session.updated_at))
                 return found
 
-        return Restored(session, events(), state)
+        yield Restored(session, events(), state)
+
+    def _miss(self, workspace_id: str, vault_id: str, here: Record | None) -> None:
+        if (here is None or here.workspace_id != workspace_id) and len(self.vaults_missed) < MISSED_MAX:
+            self.vaults_missed.add((workspace_id, vault_id))
 
 
 def _body(line: Line, session_id: str) -> bytes:

@@ -1,12 +1,13 @@
 """Vaults on the move: in a file their secrets stand in clear, here each is sealed with a key of its own vault.
 
 A vault gets a new key wherever it arrives, so nothing that was sealed elsewhere is of use here. What is here already
-and holds the same secrets keeps its seals: then an import may be repeated like any other.
+and holds the same secrets keeps its seals: then an import may be repeated like any other. So what is stored depends on
+what is here, which the store shows one by one (`Depending`), however many vaults it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -25,6 +26,7 @@ from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, StoredVault, Vault
 from corral.errors import Invalid
 from corral.interfaces.records import Records
+from corral.interfaces.store import Depending
 from corral.interfaces.vault import Sealing
 
 PAGE = 100
@@ -60,67 +62,57 @@ async def unsealed(records: Records, sealing: Sealing, workspace_id: str) -> Asy
             yield Held(vault_id=record.id, credential=stored.credential, secret=_opened(sealing, vault.key, stored))
 
 
-class Resealing:
-    """How credentials of a file get into a store."""
-
-    def __init__(self, sealing: Sealing, here: Mapping[tuple[str, str], Record]) -> None:
-        self._sealing, self._here = sealing, here
-
-    @classmethod
-    async def into(cls, records: Records, sealing: Sealing) -> Resealing:
-        """Into the store that has these records. They are all read: an import cannot ask for one while it writes."""
-        here: dict[tuple[str, str], Record] = {}
-        for kind in (VAULT_KIND, CREDENTIAL_KIND):
-            async for record in all_records(records, kind, None):
-                here[kind, record.id] = record
-        return cls(sealing, here)
-
-    def vault(self, workspace_id: str, vault: Vault) -> Taking:
-        """Take up a vault. Raises `Invalid`, `MachineUnfit`."""
-        vault_rules.check(vault)
-        known = self._here.get((VAULT_KIND, vault.id))
-        if known is not None:
-            key = msgspec.json.decode(known.body, type=StoredVault).key
-        else:
-            key = b"" if vault.archived_at is not None else self._sealing.new_key(vault.id)
-        return Taking(self, workspace_id, StoredVault(vault=vault, key=key))
-
-    def sealed(self, vault: StoredVault, held: Held) -> bytes | None:
-        """The secret as it is to be stored."""
-        if held.secret is None:
-            return None
-        credential = held.credential
-        known = self._here.get((CREDENTIAL_KIND, credential.id))
-        if known is not None and known.parent_id == vault.vault.id:
-            stored = msgspec.json.decode(known.body, type=StoredCredential)
-            if _opened(self._sealing, vault.key, stored) == held.secret:
-                return stored.sealed
-        return self._sealing.seal(vault.vault.id, vault.key, msgspec.json.encode(held.secret), credential.id)
-
-
 class Taking:
     """One vault of a file, while its credentials follow."""
 
-    def __init__(self, resealing: Resealing, workspace_id: str, vault: StoredVault) -> None:
-        self._resealing, self._workspace_id, self._vault = resealing, workspace_id, vault
+    def __init__(self, sealing: Sealing, workspace_id: str, vault: Vault) -> None:
+        """Raises `Invalid`."""
+        vault_rules.check(vault)
+        self._sealing, self._workspace_id, self._vault = sealing, workspace_id, vault
+        self._key = b""
+        """Known when the vault's own record was made."""
         self._active = 0
-        self.record = vault_records.record_of(workspace_id, vault, revision=1)
 
-    def credential(self, held: Held) -> Record:
-        """The record of a credential. Raises `Invalid`, `MachineUnfit`."""
-        vault = self._vault.vault
-        if not vault.id == held.vault_id == held.credential.vault_id:
+    def vault(self) -> Depending:
+        """The record of the vault itself; it comes before its credentials."""
+        return Depending(VAULT_KIND, self._vault.id, self._vault_record)
+
+    def credential(self, held: Held) -> Depending:
+        """The record of a credential. Raises `Invalid`."""
+        vault, credential = self._vault, held.credential
+        if not vault.id == held.vault_id == credential.vault_id:
             raise Invalid(f"vault_id: credentials of {vault.id} stand here")
-        rules.check(held.credential, held.secret)
+        rules.check(credential, held.secret)
         if held.secret is not None:
             self._active += 1
             if vault.archived_at is not None:
                 raise Invalid("credential.archived_at: the vault is archived, so its credentials are")
             if self._active > CREDENTIALS_PER_VAULT_MAX:
                 raise Invalid(f"vault_id: {vault.id} may hold {CREDENTIALS_PER_VAULT_MAX} credentials")
-        sealed = self._resealing.sealed(self._vault, held)
-        stored = StoredCredential(credential=held.credential, sealed=sealed)
-        return credential_records.record_of(self._workspace_id, stored, revision=1)
+
+        def record(here: Record | None) -> Record:
+            stored = StoredCredential(credential=credential, sealed=self._sealed(held, here))
+            return credential_records.record_of(self._workspace_id, stored, revision=1)
+
+        return Depending(CREDENTIAL_KIND, credential.id, record)
+
+    def _vault_record(self, here: Record | None) -> Record:
+        vault = self._vault
+        if here is not None:
+            self._key = msgspec.json.decode(here.body, type=StoredVault).key
+        else:
+            self._key = b"" if vault.archived_at is not None else self._sealing.new_key(vault.id)
+        return vault_records.record_of(self._workspace_id, StoredVault(vault=vault, key=self._key), revision=1)
+
+    def _sealed(self, held: Held, here: Record | None) -> bytes | None:
+        """The secret as it is to be stored. Raises `MachineUnfit`."""
+        if held.secret is None:
+            return None
+        if here is not None and here.parent_id == self._vault.id:
+            stored = msgspec.json.decode(here.body, type=StoredCredential)
+            if _opened(self._sealing, self._key, stored) == held.secret:
+                return stored.sealed
+        return self._sealing.seal(self._vault.id, self._key, msgspec.json.encode(held.secret), held.credential.id)
 
 
 def _opened(sealing: Sealing, key: bytes, stored: StoredCredential) -> SecretHalf | None:

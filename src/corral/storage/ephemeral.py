@@ -22,7 +22,7 @@ from corral.errors import Conflict, NotFound
 from corral.interfaces.bus import Bus, Frame
 from corral.interfaces.clock import Clock
 from corral.interfaces.event_log import Claim, Committed, Decide, Snapshot, nothing
-from corral.interfaces.store import Restored
+from corral.interfaces.store import Depending, Moved, Restored
 from corral.storage.frames import EventRow, deleted_frame, logged
 from corral.storage.transaction import (
     Outcome,
@@ -33,6 +33,7 @@ from corral.storage.transaction import (
     cost,
     differs,
     fence,
+    made,
     outcome_of,
     same_body,
     taken,
@@ -233,24 +234,27 @@ class EphemeralArchive:
         of_sessions = {held.session.workspace_id for held in self._log.held.values()}
         return sorted(of_sessions | {record.workspace_id for record in self._records.held.values()})
 
-    async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+    async def restore(self, items: Iterable[Moved]) -> Counter[str]:
         """See `Archive`."""
         await anyio.lowlevel.checkpoint()
         sessions, records = dict(self._log.held), dict(self._records.held)
         known: Counter[str] = Counter()
         for item in items:
-            if isinstance(item, Record):
-                known[item.kind] += _restore_record(item, records)
-            else:
+            if isinstance(item, Restored):
                 known["session"] += _restore_session(item, sessions)
+            else:
+                known[item.kind] += _restore_record(item, records)
         self._before_write()
         self._log.held, self._records.held = sessions, records
         return +known
 
 
-def _restore_record(record: Record, records: dict[tuple[str, str], Record]) -> bool:
+def _restore_record(item: Record | Depending, records: dict[tuple[str, str], Record]) -> bool:
     """Add the record; True if it was there."""
-    stored = records.get((record.kind, record.id))
+    stored = records.get((item.kind, item.id))
+    record = made(item, stored)
+    if record is None:
+        return False
     if stored is not None:
         check_same_record(record, stored)
         return True

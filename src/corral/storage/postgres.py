@@ -18,7 +18,7 @@ from corral.domain.session import Session, SessionState
 from corral.interfaces.bus import Bus
 from corral.interfaces.clock import Clock
 from corral.interfaces.event_log import Claim, Committed, Decide, Snapshot, nothing
-from corral.interfaces.store import Restored
+from corral.interfaces.store import Moved
 from corral.storage import postgres_reads as reads
 from corral.storage import postgres_records as records
 from corral.storage.postgres_connection import Readers, connect_writer, explained, migrate
@@ -186,6 +186,6 @@ class PostgresArchive:
         """See `Archive`."""
         return [row["workspace_id"] for row in await self._readers.fetch("workspaces")]
 
-    async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+    async def restore(self, items: Iterable[Moved]) -> Counter[str]:
         """See `Archive`. Items are taken on the event loop."""
         return await records.restore(self._readers, items)

@@ -16,7 +16,7 @@ import asyncpg
 from corral.domain.query import Record
 from corral.domain.session import SessionState
 from corral.errors import Conflict, NotFound, Unavailable
-from corral.interfaces.store import Restored
+from corral.interfaces.store import Depending, Moved, Restored
 from corral.storage.frames import EventRow, encode
 from corral.storage.postgres_connection import CLASHED, SQL, Connection, Readers
 from corral.storage.postgres_rows import (
@@ -28,7 +28,15 @@ from corral.storage.postgres_rows import (
     read_stored,
     record_parameters,
 )
-from corral.storage.transaction import check_put, check_same_record, check_same_session, differs, same_body, taken
+from corral.storage.transaction import (
+    check_put,
+    check_same_record,
+    check_same_session,
+    differs,
+    made,
+    same_body,
+    taken,
+)
 
 ATTEMPTS_MAX = 10
 CHUNK_EVENTS = 512
@@ -83,15 +91,15 @@ async def delete(readers: Readers, kind: str, record_id: str, workspace_id: str)
             raise NotFound(f"{kind} {record_id} not found")
 
 
-async def restore(readers: Readers, items: Iterable[Record | Restored]) -> Counter[str]:
+async def restore(readers: Readers, items: Iterable[Moved]) -> Counter[str]:
     """`Archive.restore`."""
     async with readers.connection() as connection, connection.transaction():
         restoring = _Restoring(connection)
         for item in items:
-            if isinstance(item, Record):
-                await restoring.record(item)
-            else:
+            if isinstance(item, Restored):
                 await restoring.session(item)
+            else:
+                await restoring.record(item)
         return restoring.known
 
 
@@ -102,10 +110,14 @@ class _Restoring:
         self._connection = connection
         self.known: Counter[str] = Counter()
 
-    async def record(self, record: Record) -> None:
-        row = await self._connection.fetchrow(SQL["lock_record"], record.kind, clean(record.id))
-        if row is not None:
-            check_same_record(record, read_record(row))
+    async def record(self, item: Record | Depending) -> None:
+        row = await self._connection.fetchrow(SQL["lock_record"], item.kind, clean(item.id))
+        here = None if row is None else read_record(row)
+        record = made(item, here)
+        if record is None:
+            return
+        if here is not None:
+            check_same_record(record, here)
             self.known[record.kind] += 1
         elif not await _insert(self._connection, record, replace=False):
             raise Conflict(f"{record.kind} {record.id} was made by somebody else just now")

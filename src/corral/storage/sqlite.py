@@ -20,7 +20,7 @@ from corral.domain.session import Session, SessionState
 from corral.interfaces.bus import Bus
 from corral.interfaces.clock import Clock
 from corral.interfaces.event_log import Claim, Committed, Decide, Snapshot, nothing
-from corral.interfaces.store import Restored
+from corral.interfaces.store import Moved
 from corral.storage import sqlite_reads as reads
 from corral.storage.named_sql import Migrated
 from corral.storage.series import StoreSeries
@@ -209,6 +209,6 @@ class SqliteArchive:
         """See `Archive`."""
         return await self._readers.run(reads.workspaces)
 
-    async def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+    async def restore(self, items: Iterable[Moved]) -> Counter[str]:
         """See `Archive`. Items are taken on the writer's thread; SQLite keeps what does not fit into its memory."""
         return await self._writer.submit(lambda batch: batch.restore(items))

@@ -21,7 +21,7 @@ from corral.domain.session import Session, SessionState
 from corral.errors import Conflict, NotFound
 from corral.interfaces.bus import Frame
 from corral.interfaces.event_log import Claim, Committed, Decide
-from corral.interfaces.store import Restored
+from corral.interfaces.store import Moved
 from corral.storage.columns import read_record
 from corral.storage.frames import deleted_frame, encode
 from corral.storage.sqlite_restore import Restoring
@@ -135,7 +135,7 @@ class Batch:
         if self._connection.execute(SQL["delete_record"], key).rowcount == 0:
             raise NotFound(f"{kind} {record_id} not found")
 
-    def restore(self, items: Iterable[Record | Restored]) -> Counter[str]:
+    def restore(self, items: Iterable[Moved]) -> Counter[str]:
         """`Archive.restore`: in a savepoint, and on the rows themselves, so what was collected must be there."""
         self._hand_over()
         self._connection.execute("SAVEPOINT restore")

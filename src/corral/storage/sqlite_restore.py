@@ -15,7 +15,7 @@ import msgspec
 
 from corral.domain.query import Record
 from corral.domain.session import SessionState
-from corral.interfaces.store import Restored
+from corral.interfaces.store import Depending, Moved, Restored
 from corral.storage.columns import INTEGER_MAX, INTEGER_MIN, read_record
 from corral.storage.frames import EventRow, encode
 from corral.storage.sqlite_rows import (
@@ -28,7 +28,7 @@ from corral.storage.sqlite_rows import (
     record_parameters,
     session_parameters,
 )
-from corral.storage.transaction import check_same_record, check_same_session, differs, same_body, taken
+from corral.storage.transaction import check_same_record, check_same_session, differs, made, same_body, taken
 
 CHUNK_EVENTS = 512
 
@@ -40,19 +40,23 @@ class Restoring:
         self._connection = connection
         self._known: Counter[str] = Counter()
 
-    def run(self, items: Iterable[Record | Restored]) -> Counter[str]:
+    def run(self, items: Iterable[Moved]) -> Counter[str]:
         """Take the items one at a time; count those that were there."""
         for item in items:
-            if isinstance(item, Record):
-                self._restore_record(item)
-            else:
+            if isinstance(item, Restored):
                 self._restore_session(item)
+            else:
+                self._restore_record(item)
         return self._known
 
-    def _restore_record(self, record: Record) -> None:
-        row = self._connection.execute(SQL["record"], {"kind": record.kind, "id": record.id}).fetchone()
-        if row is not None:
-            check_same_record(record, read_record(row))
+    def _restore_record(self, item: Record | Depending) -> None:
+        row = self._connection.execute(SQL["record"], {"kind": item.kind, "id": item.id}).fetchone()
+        here = None if row is None else read_record(row)
+        record = made(item, here)
+        if record is None:
+            return
+        if here is not None:
+            check_same_record(record, here)
             self._known[record.kind] += 1
             return
         try:

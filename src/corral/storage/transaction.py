@@ -17,6 +17,7 @@ from corral.domain.session import Session, SessionState, view
 from corral.errors import Conflict, NotFound, StaleEpoch
 from corral.interfaces.bus import Frame
 from corral.interfaces.event_log import Committed, Decide
+from corral.interfaces.store import Depending
 from corral.storage.frames import EventRow, frame_of, read_event, row_of
 
 
@@ -102,6 +103,11 @@ def check_put(record: Record, stored: Record | None, expected: int | None) -> No
 def same_body(body: bytes, other: bytes) -> bool:
     """Whether two bodies are the same JSON."""
     return body == other or msgspec.json.decode(body) == msgspec.json.decode(other)
+
+
+def made(item: Record | Depending, here: Record | None) -> Record | None:
+    """The record that an item of a restore stands for."""
+    return item if isinstance(item, Record) else item.record(here)
 
 
 def check_same_record(record: Record, stored: Record) -> None:
