@@ -19,18 +19,36 @@ from corral.domain import intake
 from corral.engines.bus import LocalBus
 from corral.engines.signals import LocalSignal
 from corral.harness.worker import Harness
-from corral.interfaces.event_log import Decision
+from corral.interfaces.event_log import Committed, Decide, Decision, EventLog
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.ephemeral import EphemeralStore
-from tests.crash.mortal_world import SystemClock, World
+from tests.crash.mortal_world import Disk, MortalLog, SystemClock, World
 from tests.e2e.sessions import bash, script
 from tests.unit import builders as make
 
 pytestmark = pytest.mark.anyio
 
 
+class HeldLog(MortalLog):
+    """Holds the commit that comes after `passing` others."""
+
+    def __init__(self, log: EventLog, disk: Disk, *, passing: int) -> None:
+        super().__init__(log, disk)
+        self._passing = passing
+        self.held, self.go = anyio.Event(), anyio.Event()
+
+    async def transact(
+        self, session_id: str, decide: Decide, *, workspace_id: str | None = None, epoch: int | None = None
+    ) -> Committed:
+        self._passing -= 1
+        if self._passing == -1:
+            self.held.set()
+            await self.go.wait()
+        return await super().transact(session_id, decide, workspace_id=workspace_id, epoch=epoch)
+
+
 @asynccontextmanager
-async def working() -> AsyncGenerator[tuple[World, Harness]]:
+async def working(*, passing: int | None = None) -> AsyncGenerator[tuple[World, Harness]]:
     """A session, and a worker whose commands run in sandboxes that isolate nothing."""
     with tempfile.TemporaryDirectory(prefix="corral-worker-") as made:
         directory = Path(made)
@@ -38,6 +56,8 @@ async def working() -> AsyncGenerator[tuple[World, Harness]]:
         store = EphemeralStore(bus, SystemClock())
         world = World(directory, store, bus, make.session())
         await world.create()
+        if passing is not None:
+            world.log = HeldLog(store.log, world.disk, passing=passing)
         sandboxes = ProcessSandboxes(SandboxSettings(directory=made), directory)
         with anyio.fail_after(60):
             yield world, world.harness(sandboxes, make.mcp_servers(store.records, SystemClock()))
@@ -119,4 +139,28 @@ async def test_calls_beside_a_result_that_came_with_an_interrupt_are_dropped() -
             await gates.let_go()
         errors = [event["is_error"] for event in await world.events() if event["type"] == "agent.tool_result"]
         assert errors == [False, True]
+        assert (await world.state()).status == "idle"
+
+
+@pytest.mark.parametrize("signalled", [False, True], ids=["beside another result", "and its signal comes"])
+async def test_what_a_result_began_with_an_interrupt_is_not_begun_again(*, signalled: bool) -> None:
+    """The first result is being committed; another one, or the signal, comes when that takes up the interrupt."""
+    async with working(passing=1) as (world, harness):
+        at_once: dict[str, object] = {"tool": "read", "input": {}}
+        signal, log = LocalSignal(), world.log
+        assert isinstance(log, HeldLog)
+        await send(world, make.message(script([at_once, bash("sleep 600") if signalled else at_once])))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(harness.advance, world.session.id, signal, inherited=False))
+            await log.held.wait()
+            await send(world, make.interrupt(), make.message("Hello."))
+            if signalled:
+                signal.set()
+            await anyio.wait_all_tasks_blocked()
+            log.go.set()
+        assert [event["is_error"] for event in await world.events() if event["type"] == "span.model_request_end"] == [
+            False,
+            False,
+        ]
+        assert await count(world, "agent.tool_result") == 2
         assert (await world.state()).status == "idle"

@@ -16,13 +16,14 @@ T = TypeVar("T")
 
 async def unless(
     interrupted: Signal,
-    waits: Callable[[], Awaitable[bool]],
+    log: EventLog,
+    session_id: str,
     seconds_left: float | None,
     action: Callable[[], Awaitable[T]],
 ) -> T | None:
     """The action's result; None when it was dropped on the way, which happens at once.
 
-    A signal counts if an interrupt still `waits`: one that comes late, from another process maybe, would drop what was
+    A signal counts if an interrupt still waits: one that comes late, from another process maybe, would drop what was
     begun after its interrupt, and a command that is dropped and begun anew would run twice.
     """
     result: T | None = None
@@ -33,7 +34,7 @@ async def unless(
                 while True:
                     await interrupted.wait()
                     interrupted.clear()  # before the look, so that a later one is not lost
-                    if await waits():
+                    if await _interrupt_waits(log, session_id):
                         break
             tasks.cancel_scope.cancel()
 
@@ -43,7 +44,7 @@ async def unless(
     return result
 
 
-async def interrupt_waits(log: EventLog, session_id: str) -> bool:
+async def _interrupt_waits(log: EventLog, session_id: str) -> bool:
     """Whether an interrupt of the session is still to be taken up."""
     try:
         state = (await log.snapshot(session_id)).state

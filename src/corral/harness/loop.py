@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from functools import partial
 from typing import TypeVar, assert_never
 
 import anyio
@@ -28,7 +27,7 @@ from corral.harness.compaction import commit_compaction, compact
 from corral.harness.context import Context
 from corral.harness.deciding import Happened, following, unchanged
 from corral.harness.failure import backoff_seconds, error_object
-from corral.harness.interruption import interrupt_waits, unless
+from corral.harness.interruption import unless
 from corral.harness.parts import Parts
 from corral.harness.prompt import sandbox_tools
 from corral.interfaces.engine import Signal
@@ -61,7 +60,6 @@ class Turn:
         self._warmed = False
         self._inherited = {call.id for call in claim.state.pending} if inherited else set[str]()
         self._retry_after_seconds: float | None = None
-        self._committing = anyio.Lock()
 
     async def run(self) -> None:
         """Commit, decide, act, until there is nothing to do."""
@@ -82,13 +80,12 @@ class Turn:
 
     async def commit(self, happened: Happened) -> Step:
         """Append what has happened together with everything that follows from it by the rules alone."""
-        async with self._committing:
-            self._interrupted.clear()  # before the queue is read, so that a later interrupt is not lost
-            decide = await following(self._parts, self._caller.telling(happened))
-            step: Step | None = None
-            with anyio.CancelScope(shield=True):  # an interrupt must not leave us unsure what was committed
-                step = await self._transact(decide)
-            return _given(step)
+        self._interrupted.clear()  # before the queue is read, so that a later interrupt is not lost
+        decide = await following(self._parts, self._caller.telling(happened))
+        step: Step | None = None
+        with anyio.CancelScope(shield=True):  # an interrupt must not leave us unsure what was committed
+            step = await self._transact(decide)
+        return _given(step)
 
     async def _transact(self, decide: Decide) -> Step | None:
         committed = await self._parts.log.transact(self._session.id, decide, epoch=self._epoch)
@@ -153,27 +150,31 @@ class Turn:
         return turn.fail_request(session, state, error, now)
 
     async def _run_calls(self, calls: Sequence[PendingCall]) -> Step:
-        """Run calls side by side; each result is committed as it comes."""
-        limiter = anyio.CapacityLimiter(self._parts.settings.tool_calls_parallel_max)
+        """Run calls side by side; each result is committed as it comes, as long as its call is open."""
+        limiter, committing = anyio.CapacityLimiter(self._parts.settings.tool_calls_parallel_max), anyio.Lock()
         steps: list[Step] = []
         tasks = anyio.create_task_group()
+
+        def some_open() -> bool:
+            return any(self._state.call(each.id) for each in calls)
 
         async def one(call: PendingCall) -> None:
             async with limiter:
                 result = await self._result(call)
-                steps.append(await self.commit(lambda session, state, now: [result] if state.call(call.id) else []))
-                if not any(self._state.call(each.id) for each in calls):
-                    tasks.cancel_scope.cancel()  # all are done, or an interrupt closed the rest
+                async with committing:
+                    if self._state.call(call.id):  # else a commit took up an interrupt, and has begun what comes next
+                        steps.append(await self.commit(lambda session, state, now: [result]))
+                if not some_open():
+                    tasks.cancel_scope.cancel()
 
-        async def all_of_them() -> bool:
+        async def all_of_them() -> None:
             async with tasks:
                 for call in calls:
                     tasks.start_soon(one, call)
-            return True
 
-        done = await self._unless_interrupted(all_of_them)
+        await self._unless_interrupted(all_of_them)
         await self._caller.forget([call.id for call in calls])
-        return steps[-1] if done else await self.commit(unchanged)
+        return await self.commit(unchanged) if some_open() else steps[-1]
 
     async def _result(self, call: PendingCall) -> Append:
         if call.stage == "denied":
@@ -191,8 +192,7 @@ class Turn:
         return None if limit is None else max(0.0, limit - self._state.active_at(self._parts.clock.now()) / 1000)
 
     async def _unless_interrupted(self, action: Callable[[], Awaitable[T]]) -> T | None:
-        waits = partial(interrupt_waits, self._parts.log, self._session.id)
-        return await unless(self._interrupted, waits, self._seconds_left(), action)
+        return await unless(self._interrupted, self._parts.log, self._session.id, self._seconds_left(), action)
 
 
 def _given(step: Step | None) -> Step:
