@@ -6,6 +6,7 @@ Commands, settings, variables and metrics that the files name must be those of t
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -39,11 +40,12 @@ def read(name: str) -> str:
     return (DEPLOY / name).read_text(encoding="utf-8")
 
 
-def run(*command: str | Path, **variables: str) -> None:
-    done = subprocess.run(
-        [str(each) for each in command], capture_output=True, text=True, timeout=SECONDS_MAX, env=variables or None
-    )
+def run(*command: str | Path, **variables: str) -> str:
+    """What the command prints; it must succeed."""
+    arguments, environment = [str(each) for each in command], os.environ | variables
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS_MAX, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def tool(name: str) -> str:
@@ -66,18 +68,28 @@ def test_the_dockerfile_passes_its_linter() -> None:
     run(tool("hadolint"), DEPLOY / "Dockerfile")
 
 
+def test_compose_keeps_to_its_schema() -> None:
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
+
+
 def test_compose_accepts_the_file() -> None:
     docker = tool("docker")
     if subprocess.run([docker, "compose", "version"], capture_output=True, timeout=SECONDS_MAX).returncode:
         pytest.skip("this docker has no compose")
     filled = dict.fromkeys(re.findall(r"^([A-Z_0-9]+)=", read("env.example"), flags=re.MULTILINE), "x")
-    run(docker, "compose", "--file", DEPLOY / "compose.yaml", "config", "--quiet", PATH="/usr/bin:/bin", **filled)
+    run(docker, "compose", "--file", DEPLOY / "compose.yaml", "config", "--quiet", **filled)
 
 
-def test_helm_accepts_the_chart() -> None:
+def test_helm_accepts_the_chart_and_its_settings_can_be_read(tmp_path: Path) -> None:
     helm = tool("helm")
     run(helm, "lint", "--strict", CHART)
-    run(helm, "template", "test", CHART, "--set", "ingress.enabled=true")
+    more = {"settings": "engine = 'temporal'\n[server]\nping_seconds = 7", "ingress": {"enabled": True}}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(more), encoding="utf-8")
+    rendered = run(helm, "template", "test", CHART, "--values", tmp_path / "values.yaml")
+    (written,) = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "ConfigMap"]
+    (tmp_path / "corral.toml").write_text(written["data"]["corral.toml"], encoding="utf-8")
+    settings = config.load(environ={"HOME": "/"}, file=tmp_path / "corral.toml")
+    assert settings.engine == "temporal" and settings.server.ping_seconds == 7 and settings.blobs.bucket == "corral"
 
 
 def test_promtool_accepts_the_alerts() -> None:
