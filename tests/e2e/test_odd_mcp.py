@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 from collections.abc import Iterator
@@ -206,3 +207,43 @@ def test_a_connection_that_is_reset(client: Anthropic) -> None:
     with slamming() as url:
         (said,), _ = turn(client, with_token(client, url))
     assert "could not be reached" in said
+
+
+@pytest.mark.requirement("F030", "F032")
+def test_a_schema_that_takes_for_ever_to_check_stops_nobody(client: Anthropic, odd: OddServer) -> None:
+    endless, wrong = ({"type": "object", "properties": {"x": each}} for each in ({"pattern": "^(a+)+$"}, {"type": "?"}))
+    odd.tools = [tool("good", outputSchema=endless), tool("other", outputSchema=wrong)]
+    said = {"content": [{"type": "text", "text": "well done"}], "structuredContent": {"x": "a" * 100 + "!"}}
+    odd.odd["tools/call"] = resulting(said)
+    _, (result, other) = turn(client, with_token(client, odd.url), call("good"), call("other"))
+    assert (texts(result), texts(other)) == ("well done", "well done")
+
+
+@pytest.mark.requirement("F030")
+def test_of_a_token_not_even_a_part_comes_back(client: Anthropic, odd: OddServer) -> None:
+    """Reasons are cut to a length, and schemas and names of tools are shown to the model."""
+    session_id = with_token(client, odd.url)
+    odd.tools = [tool("good", inputSchema={"type": "object", "title": f"for {TOKEN}"}), tool(f"for_{TOKEN}")]
+    for before in range(240, 300, 10):
+        error = {"code": -32000, "message": "x" * before + TOKEN}
+        odd.odd["tools/call"] = saying(json.dumps({"jsonrpc": "2.0", "id": 1, "error": error}).encode(), status=400)
+        turn(client, session_id, [{"echo": "prompt"}, call("good")] if before == 240 else call("good"))
+    assert TOKEN[:7] not in str(history(client, session_id))
+
+
+@pytest.mark.requirement("F030", "F032")
+def test_a_picture_that_is_none_is_not_shown_to_models(client: Anthropic, odd: OddServer) -> None:
+    """A provider that cannot read one picture refuses the conversation, for ever."""
+    png = base64.b64encode(b"\x89PNG\r\n\x1a\n and more").decode()
+    content = [
+        {"type": "image", "mimeType": "image/png", "data": "no base64 at all"},
+        {"type": "image", "mimeType": "image/png", "data": base64.b64encode(b"<html>").decode()},
+        {"type": "image", "mimeType": "image/png", "data": ""},
+        {"type": "image", "mimeType": "image/png", "data": png + "A" * 12_000_000},
+        {"type": "resource", "resource": {"uri": "a://b", "mimeType": "application/pdf", "blob": "JVBE!"}},
+        {"type": "image", "mimeType": "image/webp", "data": png},
+    ]
+    odd.odd["tools/call"] = resulting({"content": content})
+    _, (result,) = turn(client, with_token(client, odd.url), call("good"))
+    assert [block.type for block in result.content] == ["text"] * 5 + ["image"]
+    assert result.content[5].source.media_type == "image/png"

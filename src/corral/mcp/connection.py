@@ -89,7 +89,7 @@ class Connection:
         if self._tools is None:
             try:
                 with anyio.fail_after(self._settings.connect_seconds_max):
-                    self._tools = usable(self.server, await self._list(), self._settings)
+                    self._tools = usable(self.server, await self._list(), self._settings, self.hidden)
             except FAILURES as error:
                 raise self._refused(error, "did not list its tools") from error
         return self._tools
@@ -128,7 +128,7 @@ class Connection:
         cursor: str | None = None
         for _ in range(PAGES_MAX):
             page = await self._client.list_tools(cursor=cursor, cache_mode="bypass")
-            found += [Listed(tool.name, self.hidden(tool.description or ""), tool.input_schema) for tool in page.tools]
+            found += [Listed(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
             cursor = page.next_cursor
             if cursor is None or len(found) >= self._settings.tools_max:
                 break
@@ -166,6 +166,9 @@ class Connection:
             async with client:
                 # Its own task groups are inside this scope, so the scope stays and only its end goes away.
                 patience.deadline = math.inf
+                # The SDK would check results against schemas of the server's own making, on this very thread, and one
+                # pattern in them can take for ever. The schema is the server's promise to itself; nobody here needs it.
+                client.session.validate_tool_result = _unchecked
                 self._client = client
                 self._ready.set_result(None)
                 await self._watch(client)
@@ -224,7 +227,13 @@ class Connection:
         if self._auth.refused is not None:
             message = f"The MCP server `{self.server}` does not let the session in: {self._auth.refused}."
             return Refused(message, is_authentication=True)
-        return Refused(f"The MCP server `{self.server}` {what}: {self.hidden(_reason(error))}")
+        # Not cut before: of a token that is cut, nothing would be found.
+        reason = self.hidden(_reason(error))[:REASON_CHARACTERS_MAX]
+        return Refused(f"The MCP server `{self.server}` {what}: {reason}")
+
+
+async def _unchecked(name: str, result: CallToolResult) -> None:
+    """In place of `ClientSession.validate_tool_result`."""
 
 
 def _has_http_refusal(error: BaseException) -> bool:
@@ -240,8 +249,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it did not answer in time."
     if isinstance(error, MCPError):
-        return error.message[:REASON_CHARACTERS_MAX]
-    return f"{type(error).__name__} {error}".strip()[:REASON_CHARACTERS_MAX]
+        return error.message
+    return f"{type(error).__name__} {error}".strip()
 
 
 def _innermost(error: BaseException) -> BaseException:

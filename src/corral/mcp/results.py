@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Callable, Iterable
 
@@ -18,9 +20,8 @@ from mcp_types import (
 )
 
 from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, ResultBlock, TextBlock
-
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-PDF = "application/pdf"
+from corral.domain.file import DOCUMENT_BYTES_MAX, IMAGE_BYTES_MAX
+from corral.domain.media import IMAGES, PDF, media_type_of
 
 
 def blocks(result: CallToolResult, hidden: Callable[[str], str]) -> tuple[ResultBlock, ...]:
@@ -56,9 +57,16 @@ def _block(block: ContentBlock) -> ResultBlock:
 
 
 def _media(data: str, mime_type: str, what: str) -> ResultBlock:
-    source = Base64Source(media_type=mime_type, data=data)
-    if mime_type in IMAGE_TYPES:
-        return ImageBlock(source=source)
-    if mime_type == PDF:
-        return DocumentBlock(source=source)
-    return TextBlock(text=f"[{what} of type {mime_type}, which models cannot read.]")
+    if mime_type not in (*IMAGES, PDF):
+        return TextBlock(text=f"[{what} of type {mime_type}, which models cannot read.]")
+    try:
+        raw = base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    found = media_type_of(raw)
+    if found is None or (found == PDF) != (mime_type == PDF):
+        return TextBlock(text=f"[{what} that is said to be of type {mime_type}, and is not.]")
+    if len(raw) > (DOCUMENT_BYTES_MAX if found == PDF else IMAGE_BYTES_MAX):
+        return TextBlock(text=f"[{what} of {len(raw):,} bytes, which is more than models take.]")
+    source = Base64Source(media_type=found, data=base64.b64encode(raw).decode("ascii"))
+    return DocumentBlock(source=source) if found == PDF else ImageBlock(source=source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import structlog
@@ -29,18 +29,22 @@ class Listed(NamedTuple):
     schema: dict[str, Any]
 
 
-def usable(server: str, listed: Iterable[Listed], settings: McpSettings) -> tuple[McpTool, ...]:
-    """What of the list a model can be told, by name; what is too large or oddly named is left out, and logged."""
+def usable(
+    server: str, listed: Iterable[Listed], settings: McpSettings, hidden: Callable[[str], str] = str
+) -> tuple[McpTool, ...]:
+    """What of the list a model can be told, by name; what is too large or oddly named is left out, and logged.
+    `hidden` takes secrets out."""
     tools: dict[str, McpTool] = {}
     for tool in listed:
-        reason = _unfit(tool, settings)
+        reason = "its name holds a secret" if hidden(tool.name) != tool.name else _unfit(tool, settings)
         if reason is not None:
-            log.warning("mcp_tool_left_out", server=server, tool=tool.name[:NAME_CHARACTERS_MAX], reason=reason)
+            name = hidden(tool.name)[:NAME_CHARACTERS_MAX]
+            log.warning("mcp_tool_left_out", server=server, tool=name, reason=reason)
             continue
         spec = ToolSpec(
             name=model_name(server, tool.name),
-            description=tool.description[: settings.description_characters_max],
-            input_schema={"type": "object", **tool.schema},
+            description=hidden(tool.description)[: settings.description_characters_max],
+            input_schema={"type": "object", **_without(tool.schema, hidden)},
         )
         tools.setdefault(tool.name, McpTool(server, tool.name, spec))
     return tuple(sorted(tools.values(), key=lambda tool: tool.name))
@@ -66,6 +70,13 @@ def _unfit(tool: Listed, settings: McpSettings) -> str | None:
     if size > settings.schema_bytes_max:
         return f"its input schema has {size} bytes"
     return None
+
+
+def _without(schema: dict[str, Any], hidden: Callable[[str], str]) -> dict[str, Any]:
+    """The schema as `hidden` leaves it: it looks at JSON, and takes out what stands in strings."""
+    text = json.dumps(schema, ensure_ascii=False)
+    shown = hidden(text)
+    return schema if shown == text else json.loads(shown)
 
 
 def _is_deeper(schema: object, levels: int) -> bool:

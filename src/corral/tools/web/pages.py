@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from corral.config_sections import WebSettings
 from corral.domain.content import Base64Source, DocumentBlock, ImageBlock, ResultBlock, TextBlock
+from corral.domain.media import IMAGES, PDF, media_type_of
 from corral.tools.web.converting import Converter
 from corral.tools.web.failure import WebFailure
 from corral.tools.web.fetching import Page
@@ -24,10 +25,6 @@ TEXT = re.compile(
     r"text/.+|application/(?:[\w.+-]+\+)?(?:json|xml|yaml)|"
     r"application/(?:x-ndjson|jsonl|javascript|ecmascript|x-javascript|x-yaml|toml|sql|x-sh|rtf|x-tex|x-latex)|image/svg\+xml"
 )
-IMAGES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/gif": b"GIF8", "image/webp": b"RIFF"}
-"""How each begins."""
-PDF = "application/pdf"
-PDF_HEAD_BYTES = 1024
 
 CHARACTERS_PER_TOKEN = 4
 """For `max_content_tokens`, an estimate: which model counts how is not known here."""
@@ -100,14 +97,14 @@ async def _text(page: Page, kind: Kind, converter: Converter, characters_max: in
 
 
 def _picture(data: bytes) -> ImageBlock:
-    media_type = next((kind for kind, head in IMAGES.items() if data.startswith(head)), None)
-    if media_type is None or (media_type == "image/webp" and data[8:12] != b"WEBP"):
+    media_type = media_type_of(data)
+    if media_type not in IMAGES:
         raise WebFailure("unsupported_content_type", "The page says that it is a picture, and is not.")
     return ImageBlock(source=Base64Source(media_type=media_type, data=base64.b64encode(data).decode("ascii")))
 
 
 def _document(data: bytes) -> DocumentBlock:
-    if b"%PDF-" not in data[:PDF_HEAD_BYTES]:
+    if media_type_of(data) != PDF:
         raise WebFailure("unsupported_content_type", "The page says that it is a PDF, and is not.")
     return DocumentBlock(source=Base64Source(media_type=PDF, data=base64.b64encode(data).decode("ascii")))
 
