@@ -213,6 +213,16 @@ def test_another_workspace_sees_nothing(server: Server) -> None:
         ({"model": "m", "name": "n", "mcp_servers": [{"type": "url", "name": "s", "url": "https://s"}]}, "mcp_servers"),
         ({"model": "m", "name": "n", "skills": [{"type": "custom", "skill_id": "s"}]}, "skills"),
         ({"model": "m", "name": "n", "multiagent": {"type": "coordinator", "agents": []}}, "multiagent"),
+        ({"model": "m", "name": "n", "multiagent": {}}, "multiagent"),
+        (
+            {
+                "model": "m",
+                "name": "n",
+                "mcp_servers": [{"type": "url", "name": "s", "url": "https://s"}],
+                "tools": [{"type": "mcp_toolset", "mcp_server_name": "s", "configs": [{"name": "x" * 129}]}],
+            },
+            "tools.0.configs.0.name",
+        ),
     ],
 )
 def test_a_bad_body_is_refused_with_the_path_of_its_field(server: Server, body: dict[str, Any], path: str) -> None:
@@ -222,6 +232,22 @@ def test_a_bad_body_is_refused_with_the_path_of_its_field(server: Server, body: 
     assert error["type"] == "invalid_request_error"
     assert error["message"].startswith(f"{path}: ")
     assert server.client.beta.agents.list().data == []
+
+
+def test_a_schema_may_have_null_for_what_it_leaves_out(server: Server) -> None:
+    schema: Any = {"type": "object", "properties": None, "required": None, "title": None}
+    tool: Any = {"type": "custom", "name": "t", "description": "d", "input_schema": schema}
+    agent = server.http.post("/v1/agents", json={"name": "n", "model": "m", "tools": [tool]}).json()
+    assert agent["tools"] == [tool | {"input_schema": {"type": "object", "title": None}}]
+    assert_is(agent, BetaManagedAgentsAgent)
+
+
+@pytest.mark.parametrize("change", [{"version": 0}, {"version": -1, "name": "x"}, {"multiagent": {}}])
+def test_an_update_with_a_value_that_never_was_one_is_invalid(server: Server, change: Any) -> None:
+    agent = server.client.beta.agents.create(name="n", model="m")
+    response = server.http.post(f"/v1/agents/{agent.id}", json=change)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(f"{next(iter(change))}: ")
 
 
 def test_an_aws_role_is_stored_and_echoed(server: Server) -> None:

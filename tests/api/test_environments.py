@@ -89,6 +89,15 @@ def test_lists_page_through_everything_newest_first(server: Server) -> None:
     assert [each.id for each in server.client.beta.environments.list(limit=2)] == made[::-1]
 
 
+def test_an_empty_description_is_kept_and_null_clears_it(server: Server) -> None:
+    environments = server.client.beta.environments
+    made = environments.create(name="e", description="")
+    assert made.description == ""
+    assert environments.update(made.id, description="d").description == "d"
+    assert environments.update(made.id, description="").description == ""
+    assert environments.update(made.id, description=None).description is None
+
+
 def test_an_empty_page_parameter_means_the_first_page(server: Server) -> None:
     assert server.http.get("/v1/environments?page=").status_code == 200
 
@@ -102,6 +111,7 @@ def test_an_empty_page_parameter_means_the_first_page(server: Server) -> None:
         ({"name": "e", "scope": "galaxy"}, "scope", None),
         ({"name": "e", "metadata": {"": "v"}}, "metadata", "invalid_metadata"),
         ({"name": "e", "config": {"type": "lunar"}}, "config.type", None),
+        ({"name": "e", "config": {"type": "self_hosted"}}, "config.type", None),
         ({"name": "e", "config": {"type": "cloud", "packages": {"pip": ["--evil"]}}}, "config.packages.pip.0", None),
         (
             {

@@ -202,6 +202,19 @@ def test_confirmations_that_fit_nothing_are_refused(world: World) -> None:
     assert refusal(world, session, confirm, confirm).startswith("events.1")
 
 
+def test_a_message_may_stand_behind_the_last_answer(world: World) -> None:
+    session = world.session("hi")
+    first, second = use_tool(world, session, asking(), custom())
+    confirm = {"type": "user.tool_confirmation", "tool_use_id": first, "result": "allow"}
+    result = {"type": "user.custom_tool_result", "custom_tool_use_id": second}
+    told = refusal(world, session, confirm, message("and?"))
+    assert told.startswith(f"events.1: the session waits for answers to {second};")
+    assert refusal(world, session, confirm, message("and?"), result).startswith("events.1: ")
+    send(world, session, confirm, result, message("and?"))
+    assert world.client.beta.sessions.retrieve(session).status == "running"
+    assert history(world, session)[-1]["processed_at"] is None
+
+
 def test_custom_tool_results_are_processed_on_receipt(world: World) -> None:
     session = world.session("hi")
     [call] = use_tool(world, session, custom())

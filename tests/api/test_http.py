@@ -177,6 +177,14 @@ def test_a_body_that_is_no_proper_json_object_is_refused(server: Server, body: b
     envelope(server.http.post("/v1/agents", content=body), 400, "invalid_request_error")
 
 
+@pytest.mark.parametrize("path", ["/v1/agents", "/v1/files"])
+def test_a_body_that_is_encoded_is_refused_by_name(server: Server, path: str) -> None:
+    sent = {"content-encoding": "gzip", "content-type": "multipart/form-data; boundary=x"}
+    response = server.http.post(path, content=gzip.compress(b"{}"), headers=sent)
+    envelope(response, 400, "invalid_request_error")
+    assert response.json()["error"]["details"] == {"error_code": "request_body_encoding_unsupported"}
+
+
 def test_a_null_character_that_is_only_written_about_passes(server: Server) -> None:
     agent = server.client.beta.agents.create(name="n", model="m", system="the escape \\u0000 is refused")
     assert agent.system == "the escape \\u0000 is refused"

@@ -109,6 +109,10 @@ def test_initial_events_set_the_session_running_in_the_same_answer(world: World)
             AMOUNT,
         ),
         (
+            {"budget": budget("025")},
+            AMOUNT,
+        ),
+        (
             {"budget": budget("1.5")},
             AMOUNT,
         ),
@@ -123,6 +127,7 @@ def test_initial_events_set_the_session_running_in_the_same_answer(world: World)
         ({"agent": {"type": "agent_with_overrides", "id": "AGENT", "tools": [{"type": "x"}]}}, "agent.tools.0.type"),
         ({"agent": {"type": "agent_with_overrides", "id": "AGENT", "system": "x" * 100_001}}, "agent.system"),
         ({"agent": {"type": "team", "id": "AGENT"}}, "agent.type"),
+        ({"agent": {"type": "agent", "id": "AGENT", "version": 0}}, "agent.version"),
         ({"agent": 3}, "agent"),
     ],
 )
@@ -138,7 +143,9 @@ def test_a_refused_session_leaves_nothing_behind(world: World, fields: dict[str,
 def test_unknown_and_archived_agents_are_refused(world: World) -> None:
     assert refused(world, agent="agent_none").status_code == 404
     assert refused(world, agent={"type": "agent", "id": world.agent_id, "version": 9}).status_code == 404
-    assert refused(world, environment_id="env_none").error_code == "environment_not_found"
+    missing = refused(world, environment_id="env_none")
+    assert missing.error_code == "environment_not_found"
+    assert "environment_id: " in missing.message
     world.client.beta.agents.archive(world.agent_id)
     assert refused(world).status_code == 400
 

@@ -87,7 +87,7 @@ class Call:
             with anyio.move_on_after(CHUNK_SECONDS_MAX) as patience:
                 chunk, more = await self._chunk()
             if patience.cancelled_caught:
-                raise Invalid(f"body: nothing came for {CHUNK_SECONDS_MAX} seconds")
+                raise Invalid(f"body: nothing came for {CHUNK_SECONDS_MAX} seconds", error_code="request_body_timeout")
             size += len(chunk)
             if size > limit:
                 await self._refuse(size, limit, more=more)
@@ -104,7 +104,7 @@ class Call:
     async def _in_time(self) -> bytes:
         with anyio.move_on_after(BODY_SECONDS_MAX):
             return await self._read()
-        raise Invalid(f"body: took longer than {BODY_SECONDS_MAX} seconds to arrive")
+        raise Invalid(f"body: took longer than {BODY_SECONDS_MAX} seconds to arrive", error_code="request_body_timeout")
 
     async def _read(self) -> bytes:
         limit = self.services.settings.body_bytes_max
@@ -121,6 +121,12 @@ class Call:
                 return b"".join(chunks)
 
     async def _check_declared(self, limit: int) -> None:
+        """What the headers say of the body, before any of it is read."""
+        if self.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            await self.drain()
+            raise Invalid(
+                "content-encoding: bodies must not be encoded", error_code="request_body_encoding_unsupported"
+            )
         declared = self.headers.get("content-length", "")
         if declared.isdecimal() and len(declared) < 20 and int(declared) > limit:
             await self._refuse(int(declared), limit, more=True)

@@ -8,6 +8,7 @@ Source: the API's public documentation.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 import msgspec
@@ -27,7 +28,7 @@ from corral.domain.usage import BudgetLimit, list_cost_microdollars
 from corral.errors import Invalid
 from corral.interfaces.event_log import Decision
 
-AMOUNT_DIGITS_MAX = 15
+AMOUNT = re.compile("[1-9][0-9]{0,14}")
 MICRODOLLARS_OF_CENT = 10_000
 
 
@@ -119,7 +120,7 @@ def check_budget(models: Catalogue, agent: SessionAgent, budget: BudgetLimit | N
     if budget is None:
         return None
     amount = budget.max_list_cost.amount
-    if not (amount.isascii() and amount.isdecimal() and len(amount) <= AMOUNT_DIGITS_MAX and int(amount) > 0):
+    if not AMOUNT.fullmatch(amount):
         raise Invalid('budget.max_list_cost.amount: must be a whole number of cents as text, such as "2500"')
     if models.price(agent.model.id) is None:
         raise _not_budgetable(agent)

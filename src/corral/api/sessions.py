@@ -147,7 +147,10 @@ async def _agent(call: Call, params: str | AgentReference | AgentWithOverrides) 
 async def _environment_id(call: Call, environment_id: str) -> str:
     if not 1 <= len(environment_id) <= ENVIRONMENT_ID_CHARACTERS_MAX:
         raise Invalid(f"environment_id: must be 1 to {ENVIRONMENT_ID_CHARACTERS_MAX} characters")
-    environment = await environments.find(call.services, call.workspace_id, environment_id)
+    try:
+        environment = await environments.find(call.services, call.workspace_id, environment_id)
+    except NotFound as error:
+        raise NotFound(f"environment_id: {error.message}", error_code=error.error_code) from error
     if environment.archived_at is not None:
         raise Invalid(f"environment_id: environment {environment_id} is archived", error_code="environment_archived")
     return environment.id

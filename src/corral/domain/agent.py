@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -28,6 +28,7 @@ MODEL_ID_CHARACTERS_MAX = 256
 
 EffortName: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
 Speed: TypeAlias = Literal["standard", "fast"]
+Version: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class Effort(Wire, frozen=True, kw_only=True):
@@ -114,7 +115,7 @@ class AgentUpdate(Wire, frozen=True, kw_only=True):
     skills: tuple[SkillParams, ...] | UnsetType | None = UNSET
     system: str | UnsetType | None = UNSET
     tools: tuple[ToolParams, ...] | UnsetType | None = UNSET
-    version: int | UnsetType = UNSET
+    version: Version | UnsetType = UNSET
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="agent"):
@@ -157,14 +158,14 @@ class AgentReference(Wire, frozen=True, kw_only=True, tag_field="type", tag="age
     """An agent, pinned to a version or not."""
 
     id: str
-    version: int | None = None
+    version: Version | None = None
 
 
 class AgentWithOverrides(Wire, frozen=True, kw_only=True, tag_field="type", tag="agent_with_overrides"):
     """An agent with parts replaced for one session: omitted inherits, null or [] clears, a value replaces."""
 
     id: str
-    version: int | None = None
+    version: Version | None = None
     model: str | ModelConfigParams | UnsetType | None = UNSET
     system: str | UnsetType | None = UNSET
     tools: tuple[ToolParams, ...] | UnsetType | None = UNSET
@@ -202,7 +203,7 @@ def update(agent: Agent, body: AgentUpdate, *, now: datetime) -> Agent:
         raise Invalid(f"agent {agent.id} is archived and cannot be changed")
     if body.version is not UNSET and body.version != agent.version:
         raise Conflict(f"version: the agent is at version {agent.version}, the request was made for {body.version}")
-    _refuse_unbuilt(body.skills or (), body.multiagent or None)
+    _refuse_unbuilt(body.skills or (), None if body.multiagent is UNSET else body.multiagent)
     changed = msgspec.structs.replace(
         agent,
         name=agent.name if body.name is UNSET else body.name,
@@ -332,5 +333,5 @@ def _model(params: str | ModelConfigParams, stored: ModelConfig | None) -> Model
 def _refuse_unbuilt(skills: tuple[SkillParams, ...], multiagent: Mapping[str, object] | None) -> None:
     if skills:
         raise Invalid("skills: this server does not support skills yet")
-    if multiagent:
+    if multiagent is not None:
         raise Invalid("multiagent: this server does not support multiagent sessions yet")

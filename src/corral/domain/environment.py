@@ -152,10 +152,10 @@ def create(body: EnvironmentCreate, *, environment_id: str, now: datetime) -> En
     environment = Environment(
         id=environment_id,
         name=body.name,
-        config=_config(body.config, Cloud()),
+        config=_config(body.config, None),
         created_at=now,
         updated_at=now,
-        description=body.description or None,
+        description=body.description,  # an empty text is one, unlike an agent's
         metadata=metadata_rules.checked(body.metadata, error_code="invalid_metadata"),
         scope=_scope(body.scope),
     )
@@ -170,7 +170,7 @@ def update(environment: Environment, body: EnvironmentUpdate, *, now: datetime) 
     changed = msgspec.structs.replace(
         environment,
         name=environment.name if body.name is UNSET or body.name is None else body.name,
-        description=environment.description if body.description is UNSET else body.description or None,
+        description=environment.description if body.description is UNSET else body.description,
         config=environment.config if body.config is UNSET else _config(body.config, environment.config),
         metadata=(
             environment.metadata
@@ -221,21 +221,22 @@ def _scope(scope: Scope | None) -> Scope:
     return "organization"
 
 
-def _config(params: ConfigParams | None, stored: Cloud) -> Cloud:
-    """Merge a config into the stored one: what is left out keeps its value."""
+def _config(params: ConfigParams | None, stored: Cloud | None) -> Cloud:
+    """Merge a config into the stored one, if there is one: what is left out keeps its value."""
+    base = stored or Cloud()
     match params:
         case None:
-            return stored
+            return base
+        case SelfHosted() if stored is None:
+            raise Invalid("config.type: this server does not run self_hosted environments yet")
         case SelfHosted():
             raise Invalid(
-                "config.type: this server does not run self_hosted environments yet, and the type of an "
-                "environment cannot change",
-                error_code="invalid_config_type_change",
+                "config.type: the type of an environment cannot change", error_code="invalid_config_type_change"
             )
         case CloudParams():
             return Cloud(
-                networking=_networking(params.networking, stored.networking),
-                packages=_packages(params.packages, stored.packages),
+                networking=_networking(params.networking, base.networking),
+                packages=_packages(params.packages, base.packages),
             )
 
 

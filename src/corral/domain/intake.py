@@ -77,7 +77,7 @@ def _settle(session: Session, state: SessionState, now: datetime, *, answered: b
     """Start the session if it has work; say again what it waits for if only some of that was answered."""
     if state.status != "idle":
         return []
-    open_questions = tuple(call.id for call in state.pending if call.stage in ("asked", "waiting"))
+    open_questions = _open_questions(state)
     if _is_capped(session, state, now):
         return []
     if open_questions:
@@ -85,6 +85,11 @@ def _settle(session: Session, state: SessionState, now: datetime, *, answered: b
     if state.queue or state.pending or state.answer_due:
         return turn.running(session, state)
     return []
+
+
+def _open_questions(state: SessionState) -> tuple[str, ...]:
+    """The calls that wait for an answer; a request may hold some, and what may only come behind them."""
+    return tuple(call.id for call in state.pending if call.stage in ("asked", "waiting"))
 
 
 def _accept_interrupt(
@@ -111,8 +116,8 @@ def _check_open(session: Session, state: SessionState, path: str, now: datetime)
         return
     if _is_capped(session, state, now):
         raise Invalid(f"{path}: the session's budget is reached; raise or remove it before sending a user.message")
-    if isinstance(state.stop_reason, ev.RequiresAction):
-        waiting = ", ".join(call.id for call in state.pending)
+    if open_questions := _open_questions(state):
+        waiting = ", ".join(open_questions)
         raise Invalid(f"{path}: the session waits for answers to {waiting}; a user.message is not accepted until then")
 
 

@@ -26,6 +26,7 @@ CUSTOM_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 PROPERTY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 DESCRIPTION_CHARACTERS_MAX = 1024
 LOCATION_CHARACTERS_MAX = 255
+MCP_NAME_CHARACTERS_MAX = 128
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,7 +190,7 @@ def _fill_entry(entry: ToolParams, path: str) -> ToolEntry:
             return AgentToolset(configs=tuple(configs), default_config=default)
         case McpToolsetParams():
             default = _default(entry.default_config, AlwaysAsk())
-            _check_distinct((config.name for config in entry.configs), f"{path}.configs")
+            _check_mcp_names(entry, f"{path}.configs")
             return McpToolset(
                 mcp_server_name=entry.mcp_server_name,
                 default_config=default,
@@ -203,8 +204,9 @@ def _fill_entry(entry: ToolParams, path: str) -> ToolEntry:
                 ),
             )
         case CustomTool():
-            _check_custom(entry, path)
-            return entry
+            tool = msgspec.structs.replace(entry, input_schema=_without_nulls(entry.input_schema))
+            _check_custom(tool, path)
+            return tool
 
 
 def _default(params: DefaultConfigParams | None, policy: Policy) -> DefaultConfig:
@@ -270,6 +272,13 @@ def _check_location(location: UserLocation, path: str) -> None:
         raise Invalid(f"{path}.country: must be a two-letter ISO 3166-1 code such as US")
 
 
+def _check_mcp_names(toolset: McpToolsetParams, path: str) -> None:
+    for index, config in enumerate(toolset.configs):
+        if not 1 <= len(config.name) <= MCP_NAME_CHARACTERS_MAX:
+            raise Invalid(f"{path}.{index}.name: must be 1 to {MCP_NAME_CHARACTERS_MAX} characters")
+    _check_distinct((config.name for config in toolset.configs), path)
+
+
 def _check_custom(tool: CustomTool, path: str) -> None:
     if not CUSTOM_NAME.fullmatch(tool.name):
         raise Invalid(f"{path}.name: must be 1 to 128 of the characters a-z A-Z 0-9 _ -")
@@ -296,6 +305,11 @@ def _check_schema(schema: Mapping[str, object], path: str) -> None:
     if not isinstance(required, list) or not all(isinstance(n, str) for n in cast(list[object], required)):
         raise Invalid(f"{path}.required: must be a list of names")
     _check_no_reference(schema, path)
+
+
+def _without_nulls(schema: Mapping[str, object]) -> dict[str, object]:
+    """The SDK's type lets these two be null, which JSON Schema and so some models' servers do not."""
+    return {key: value for key, value in schema.items() if value is not None or key not in ("properties", "required")}
 
 
 def _check_no_reference(value: object, path: str) -> None:
