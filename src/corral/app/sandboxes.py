@@ -20,7 +20,9 @@ SANDBOXES: Mapping[str, Callable[[Settings, Callable[[Path], Egress]], Sandboxes
     "bubblewrap": lambda settings, egress: BubblewrapSandboxes(
         settings.sandbox, settings.data_dir, egress, packages=settings.packages
     ),
-    "docker": lambda settings, egress: DockerSandboxes(settings.sandbox, settings.data_dir, egress),
+    "docker": lambda settings, egress: DockerSandboxes(
+        settings.sandbox, settings.data_dir, egress, packages=settings.packages
+    ),
     "process": lambda settings, egress: ProcessSandboxes(settings.sandbox, settings.data_dir, egress),
 }
 

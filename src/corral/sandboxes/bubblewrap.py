@@ -26,10 +26,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import anyio.to_thread
 import msgspec
 
 from corral.config_sections import PackagesSettings, SandboxSettings
-from corral.domain.environment import Recipe
+from corral.domain.environment import Packages, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces.sandbox import Fact
 from corral.sandboxes import bases, cgroups, programs, seccomp
@@ -41,7 +42,6 @@ from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.launched import Launched
 from corral.sandboxes.packages.layers import Layers
-from corral.sandboxes.packages.managers import TABLE
 from corral.sandboxes.warming import WarmingSandboxes
 
 INFO_BYTES_MAX = 4_096
@@ -117,9 +117,9 @@ class BubblewrapSandboxes(WarmingSandboxes):
             assert process is not None, "bwrap is a child of ours"
             return process
 
-        limits = _resources(self._settings)
+        resources, base = _resources(self._settings), bases.Base(found.root)
         return BubblewrapWorkshop(
-            self._root, self._settings, bases.Base(found.root), found, egress=self.egress, limits=limits, start=start
+            self._root, self._settings, base, found, egress=self.egress, resources=resources, start=start
         )
 
     def _find_programs(self) -> Programs:
@@ -145,7 +145,11 @@ class BubblewrapSandboxes(WarmingSandboxes):
     async def furnish(self, recipe: Recipe) -> None:
         """See `LocalSandboxes.furnish`."""
         assert self._layers is not None, "start() comes first"
-        await self._layers.ensure(recipe.packages)
+        await self._layers.ensure(recipe.packages, await anyio.to_thread.run_sync(self._base))
+
+    def _base(self) -> str:
+        assert self._programs is not None, "prepare() comes first"
+        return bases.Base(self._programs.root).identity()
 
     def builds(self) -> bool:
         """See `warm.Backend`."""
@@ -163,7 +167,7 @@ class BubblewrapSandboxes(WarmingSandboxes):
     def _furnished(self, recipe: Recipe) -> Programs:
         """What to bind for this recipe; the layer is there."""
         assert self._programs is not None and self._layers is not None, "prepare() comes first"
-        layer = self._layers.find(recipe.packages)
+        layer = None if recipe.packages == Packages() else self._layers.find(recipe.packages, self._base())
         if layer is None:
             return self._programs
         found = self._programs._replace(layer=layer / "packages")
@@ -232,23 +236,15 @@ class BubblewrapSandboxes(WarmingSandboxes):
 
     def _explain_packages(self, found: Programs) -> Iterator[Fact]:
         workshop = self._workshop(found)
-        apt = "takes apt packages" if workshop.takes_apt() else "takes no apt packages: see `corral base build`"
+        apt = (
+            "takes apt packages" if workshop.why_no_apt() is None else "takes no apt packages: see `corral base build`"
+        )
         yield Fact("sandbox base", True, f"{'this machine' if found.root == Path('/') else found.root}; {apt}")
         try:
-            tools = workshop.tools()
-        except SandboxUnavailable as error:
-            yield Fact("package managers", False, error.message)
-            return
+            yield from workshop.explain(bases.Base(found.root).identity())
         finally:
             if (builds := self.group(BUILDS)) is not None:
                 builds.remove()
-        for name, manager in TABLE.items():
-            missing = [tool for tool in manager.tools if tool not in tools]
-            versions = ", ".join(tools.get(tool, "") for tool in manager.tools)
-            if name != "apt" or workshop.takes_apt():
-                yield Fact(
-                    f"{name} packages", True, f"none, no {missing[0]}: {manager.advice}" if missing else versions
-                )
 
 
 def _in_words(resources: Mapping[str, int]) -> str:

@@ -5,11 +5,10 @@ where `directory.py` says, and what is learnt of them elsewhere holds here. The 
 root's: it mounts the session's directories, and the daemon inside runs as their owner, which is a host uid of the
 sandbox's own when the server is root, and the server's user otherwise.
 
-An engine passes no open socket on. So the daemon fetches it: it knocks at a door, a socket in a directory that is
-mounted into its container only; who knocks must be the container's first process, as the kernel tells, which also
-shows that the engine is on this machine. It gets the listening socket, whose path is nowhere inside, and the door is
-taken away before any tool runs. Containers have labels, are found again after a restart, and are removed when they
-end; what an engine that died left over is removed at the next start.
+An engine passes no open socket on. So the daemon fetches it, whose path is nowhere inside, at a door
+(`docker_door.py`), which also shows that the engine is on this machine. Containers have labels, are found again after a
+restart, and are removed when they end; what an engine that died left over is removed at the next start. Packages of an
+environment are a read-only layer, made for the image that it has (`docker_building.py`).
 """
 
 from __future__ import annotations
@@ -18,43 +17,31 @@ import hashlib
 import os
 import platform
 import socket
-import struct
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from corral.config_sections import SandboxSettings
+import anyio.to_thread
+
+from corral.config_sections import PackagesSettings, SandboxSettings
 from corral.domain.environment import Recipe
-from corral.errors import MachineUnfit, PackagesFailed, SandboxUnavailable
+from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces.sandbox import Fact
 from corral.sandboxes import programs, seccomp
-from corral.sandboxes.connection import short_socket_path
-from corral.sandboxes.directory import SessionDirectory, start_ticks
-from corral.sandboxes.docker_container import LIBRARY, Parts, accounts, container, variables
-from corral.sandboxes.docker_engine import Engine, EngineApi, Started
+from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.docker_building import DockerWorkshop
+from corral.sandboxes.docker_container import Parts, container, session_mounts, variables
+from corral.sandboxes.docker_door import NOTING_ERRORS, open_door
+from corral.sandboxes.docker_engine import Engine, EngineApi, Image
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.launched import Launched
 from corral.sandboxes.local import LocalSandboxes
+from corral.sandboxes.packages import inside as installed
+from corral.sandboxes.packages.layers import Layers
+from corral.sandboxes.packages.workshop import LIBRARY
 
 SERVER_LABEL, SESSION_LABEL = "corral.server", "corral.session"
-LOOK_SECONDS = 0.5
-"""How often a server that waits at the door looks whether the container still runs."""
-READY = b"ready"
-"""As in `daemon/arrival.py`."""
-WHO_KNOCKS = (
-    "Sandboxes need a local engine, on the same machine and in the same namespaces as the server, and a runtime whose "
-    "processes are the machine's own, as runc's and crun's are. gVisor's (runsc) are not."
-)
-PACKAGES = (
-    "The session's environment wants packages, which are not installed into containers. Put them into an image, and "
-    "name it for this environment under `[sandbox.docker.images]`."
-)
-SAID_BYTES_MAX = 2_000
-NOTED = ".corral-start"
-NOTING_ERRORS = ("/bin/sh", "-c", f'exec "$0" "$@" 2>/tmp/{NOTED}')
-"""Engines keep what a container said only as long as the container."""
 PYTHON = '#!/bin/sh\nexec python3 "$@"\n'
 
 
@@ -62,13 +49,21 @@ class DockerSandboxes(LocalSandboxes):
     """See the module."""
 
     def __init__(
-        self, settings: SandboxSettings, data_dir: Path, egress: Callable[[Path], Egress] | None = None
+        self,
+        settings: SandboxSettings,
+        data_dir: Path,
+        egress: Callable[[Path], Egress] | None = None,
+        *,
+        packages: PackagesSettings | None = None,
     ) -> None:
         directory = settings.directory and Path(settings.directory).expanduser().absolute()
         root = directory or data_dir.absolute() / "sandboxes"
         super().__init__(settings, root, egress(root / "egress") if egress else None)
         self._engine = EngineApi(settings.docker)
+        self._packages = packages or PackagesSettings()
         self._parts: Parts | None = None
+        self._workshop: DockerWorkshop | None = None
+        self._layers: Layers | None = None
         self._server = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:16]
         """Which containers are ours: those over this directory, whichever process made them."""
 
@@ -78,17 +73,35 @@ class DockerSandboxes(LocalSandboxes):
         try:
             for place in (self._root, self._root / "sessions", self._root / "programs"):
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            rg = programs.ripgrep()
-            own = {"python": PYTHON, **({} if rg is None else {"rg": rg})}
-            daemon = programs.stage_daemon(self._root, Path(sys.executable))
-            self._parts = Parts(daemon, programs.stage(self._root, "container", own))
+            self._parts = self._find_parts()
         except OSError as error:
             raise MachineUnfit(f"Sandboxes cannot be kept in {self._root}: {error}") from error
         try:
-            self._engine.variables_of(self._settings.docker.image)
+            self._engine.image(self._settings.docker.image)
             self._sweep()
+            self._workshop = self._make_workshop(self._parts)
+            self._layers = Layers(self._root, self._packages, self._workshop)
+            self._layers.prune(self._packages.unused_days_max * 86_400)
         except SandboxUnavailable as error:
             raise MachineUnfit(error.message) from error
+
+    def _find_parts(self) -> Parts:
+        rg, pip = programs.ripgrep(), programs.pip_parts()
+        own = {"bin/python": PYTHON, **installed.COMMANDS, "site/sitecustomize.py": installed.SITECUSTOMIZE}
+        daemon = programs.stage_daemon(self._root, Path(sys.executable))
+        staged = programs.stage(self._root, "container", {**own, **({} if rg is None else {"bin/rg": rg})})
+        return Parts(daemon, staged, programs.stage(self._root, "pip", pip) if pip else None)
+
+    def _make_workshop(self, parts: Parts) -> DockerWorkshop:
+        return DockerWorkshop(
+            self._root,
+            self._settings,
+            self._engine,
+            parts,
+            egress=self.egress,
+            resources=self._resources(),
+            labels={SERVER_LABEL: self._server},
+        )
 
     def _check(self, engine: Engine) -> None:
         wanted = self._settings.docker.runtime
@@ -118,18 +131,31 @@ class DockerSandboxes(LocalSandboxes):
         return {SERVER_LABEL: self._server, SESSION_LABEL: session_id}
 
     async def furnish(self, recipe: Recipe) -> None:
-        """See `LocalSandboxes.furnish`: here, packages are the image's part."""
-        raise PackagesFailed(PACKAGES)
+        """See `LocalSandboxes.furnish`."""
+        assert self._layers is not None, "start() comes first"
+        image = await anyio.to_thread.run_sync(self._image, recipe)
+        await self._layers.ensure(recipe.packages, image.id)
+
+    def _image(self, recipe: Recipe) -> Image:
+        docker = self._settings.docker
+        return self._engine.image(docker.images.get(recipe.environment, docker.image))
+
+    async def close(self) -> None:
+        """See `LocalSandboxes.close`. Builds end with the server."""
+        if self._layers is not None:
+            await self._layers.close()
+        await super().close()
 
     def launch(self, directory: SessionDirectory, listener: int, recipe: Recipe) -> Launched:
         """See `LocalSandboxes.launch`."""
-        assert self._parts is not None, "prepare() comes first"
-        if directory.owner() == 0:
+        assert self._parts is not None and self._layers is not None, "prepare() comes first"
+        uid = directory.owner()
+        if uid == 0:
             raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
-        docker = self._settings.docker
-        image = docker.images.get(recipe.environment, docker.image)
+        image = self._image(recipe)
+        layer = self._layers.find(recipe.packages, image.id)
         way_out = self.way_out(directory, recipe)
-        environment = variables({**self._engine.variables_of(image), **dict(recipe.variables)}) | dict(
+        environment = variables({**image.variables, **dict(recipe.variables)}) | dict(
             way_out.variables if way_out else {}
         )
         daemon = self.daemon_command(
@@ -143,29 +169,25 @@ class DockerSandboxes(LocalSandboxes):
             module="arrival",
             egress_socket=inside.SOCKET if way_out else "",
         )
-        for name, text in accounts(directory.owner()).items():
-            (directory.server / name).write_text(text, encoding="ascii")
-            (directory.server / name).chmod(0o644)
         made = container(
-            image,
+            # The id: its name may mean another image by now, which the layer is not for.
+            image.id,
             [*NOTING_ERRORS, *daemon],
             environment,
-            directory=directory,
-            parts=self._parts,
-            way_out=way_out,
+            uid=uid,
+            place="/workspace",
+            mounts=session_mounts(directory, self._parts, way_out, layer / "packages" if layer else None),
             labels=self._labels(directory.path.name),
             settings=self._settings,
         )
-        with _door(directory) as door:
+        with open_door(directory.server, uid, directory.files / "tmp") as door:
             started = self._engine.start(made)
             try:
-                _hand_over(door, listener, started, directory, self._settings.start_seconds_max)
+                with door.admit(started, self._settings.start_seconds_max) as knocking:
+                    socket.send_fds(knocking, [b"\0"], [listener])
             except BaseException:
                 self._engine.remove(self._labels(directory.path.name))
                 raise
-            finally:
-                (directory.server / "door" / "socket").unlink(missing_ok=True)
-                (directory.files / "tmp" / NOTED).unlink(missing_ok=True)
         return Launched(None, started.pid)
 
     def _resources(self) -> Mapping[str, int]:
@@ -185,8 +207,10 @@ class DockerSandboxes(LocalSandboxes):
         try:
             engine = self._engine.look()
             self.prepare()
-        except MachineUnfit as error:
+            image = self._engine.image(docker.image)
+        except (MachineUnfit, SandboxUnavailable) as error:
             return [Fact("docker sandbox", False, error.message)]
+        assert self._workshop is not None, "prepare() made it"
         missing = {"memory": engine.memory_limit, "processes": engine.pids_limit, "processors": engine.cpu_cfs_quota}
         unlimited = ", ".join(name for name, limited in missing.items() if not limited)
         return [
@@ -195,69 +219,11 @@ class DockerSandboxes(LocalSandboxes):
                 True,
                 f"{engine.server_version} at {docker.host}, runtime {docker.runtime or 'default'}",
             ),
-            Fact("docker image", True, docker.image),
+            Fact(
+                "docker image", True, f"{docker.image}; takes no apt packages, which belong into an image of your own"
+            ),
+            *self._workshop.explain(image.id),
             Fact("docker limits", not unlimited, f"the engine cannot limit {unlimited}" if unlimited else "cgroups"),
             Fact("system calls", True, "filtered by an allow-list (seccomp)"),
             Fact("sandbox directory", True, str(self._root)),
         ]
-
-
-def _door(directory: SessionDirectory) -> socket.socket:
-    """A socket that the container finds in its own mount. The caller closes and removes it."""
-    place = directory.server / "door"
-    place.mkdir(exist_ok=True)
-    place.chmod(0o711)
-    (place / "socket").unlink(missing_ok=True)
-    door = socket.socket(socket.AF_UNIX)
-    try:
-        with short_socket_path(place / "socket") as short:
-            door.bind(short)
-        (place / "socket").chmod(0o666)
-        door.listen(1)
-    except BaseException:
-        door.close()
-        raise
-    return door
-
-
-def _hand_over(
-    door: socket.socket, listener: int, started: Started, directory: SessionDirectory, seconds_max: float
-) -> None:
-    """Give the listening socket to the container's first process and to nobody else."""
-    knocking = _accept(door, started, directory, time.monotonic() + seconds_max)
-    with knocking:
-        pid, uid, _ = struct.unpack("3i", knocking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if (pid, uid) != (started.pid, directory.owner()):
-            raise SandboxUnavailable(
-                f"Process {pid} of user {uid} asked for the sandbox's socket, and not the container's process "
-                f"{started.pid} of user {directory.owner()}. {WHO_KNOCKS}"
-            )
-        knocking.settimeout(seconds_max)
-        said = knocking.recv(SAID_BYTES_MAX)
-        if said != READY:
-            raise SandboxUnavailable(f"The sandbox did not start: {said.decode('utf-8', 'replace')}.")
-        socket.send_fds(knocking, [b"\0"], [listener])
-
-
-def _accept(door: socket.socket, started: Started, directory: SessionDirectory, deadline: float) -> socket.socket:
-    door.settimeout(LOOK_SECONDS)
-    while True:
-        try:
-            return door.accept()[0]
-        except TimeoutError as error:
-            if start_ticks(started.pid) is None:
-                raise SandboxUnavailable(f"The sandbox did not start: {_noted(directory)}.") from error
-            if time.monotonic() > deadline:
-                raise SandboxUnavailable("The sandbox did not start in time.") from error
-
-
-def _noted(directory: SessionDirectory) -> str:
-    """What an instance said that ended before any tool ran."""
-    try:
-        # Not followed: whoever can write here could otherwise show us any file.
-        descriptor = os.open(directory.files / "tmp" / NOTED, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return "its container ended without a word"
-    with open(descriptor, "rb") as file:
-        lines = file.read(SAID_BYTES_MAX).decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else "its container ended without a word"

@@ -18,10 +18,11 @@ from corral.config_sections import SandboxSettings
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.egress import inside
 from corral.sandboxes.egress.inside import WayOut
+from corral.sandboxes.packages import inside as installed
+from corral.sandboxes.packages.workshop import LIBRARY, PLACES
 from corral.sandboxes.seccomp_profile import profile
 
 HOME = "/home/agent"
-LIBRARY = "/opt/corral/lib"
 DOOR = "/opt/corral/door"
 BIN = "/opt/corral/bin"
 PLAIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -49,13 +50,24 @@ class Parts(NamedTuple):
     """What of this machine is mounted into every container."""
 
     daemon: Path
-    bin: Path
+    own: Path
+    """`bin/`, Corral's programs, and `site/`, which lets Python find packages."""
+    pip: Path | None
+    """Corral's own, for an image that has none."""
 
 
 def variables(of_image: Mapping[str, str]) -> dict[str, str]:
-    """What is set inside: what the image brings, and ours. Corral's own programs come last, after the image's."""
-    path = f"{of_image.get('PATH', PLAIN_PATH)}:{BIN}"
-    return {"LANG": "C.UTF-8", **of_image, **VARIABLES, "PATH": path}
+    """What is set inside: what the image brings, and ours. What is installed comes first, then what the image has, and
+    Corral's own programs last."""
+    ours = {**installed.ENVIRONMENT, **VARIABLES}
+    for name in ("PYTHONPATH", "NODE_PATH"):
+        if name in of_image:
+            ours[name] += f":{of_image[name]}"
+    if gems := of_image.get("GEM_HOME"):
+        # Where such an image has its own, beside Ruby's, for which the colon at the end stands.
+        ours["GEM_PATH"] += f"{gems}:"
+    path = (*installed.BIN_DIRECTORIES, of_image.get("PATH", PLAIN_PATH), BIN)
+    return {"LANG": "C.UTF-8", **of_image, **ours, "PATH": ":".join(path)}
 
 
 def container(
@@ -63,27 +75,26 @@ def container(
     command: Sequence[str],
     environment: Mapping[str, str],
     *,
-    directory: SessionDirectory,
-    parts: Parts,
-    way_out: WayOut | None,
+    uid: int,
+    place: str,
+    mounts: Sequence[Mapping[str, Any]],
     labels: Mapping[str, str],
     settings: SandboxSettings,
 ) -> Container:
-    """The container of one session."""
-    uid = directory.owner()
+    """A container that runs `command` at `place`, as the user `uid`."""
     config = {
         "image": image,
         "entrypoint": list(command),
         "command": [],
         "user": f"{uid}:{uid}",
         "environment": dict(environment),
-        "working_dir": "/workspace",
+        "working_dir": place,
         "hostname": "sandbox",
         "labels": dict(labels),
         "healthcheck": {"test": ["NONE"]},
     }
     host = {
-        "mounts": _mounts(directory, parts, way_out),
+        "mounts": list(mounts),
         "network_mode": "none",
         "ipc_mode": "private",
         "read_only": True,
@@ -108,16 +119,35 @@ def _ulimits(**limits: int) -> list[dict[str, int | str]]:
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
 
 
-def _mounts(directory: SessionDirectory, parts: Parts, way_out: WayOut | None) -> list[dict[str, Any]]:
+def session_mounts(
+    directory: SessionDirectory, parts: Parts, way_out: WayOut | None, layer: Path | None
+) -> list[dict[str, Any]]:
     """The session's own directories to write to; the rest to read."""
-    files, server = directory.files, directory.server
+    files = directory.files
     writable = {"workspace": "/workspace", "home": HOME, "tmp": "/tmp", "outputs": "/mnt/session/outputs"}
     mounts = [_mount(files / name, place) for name, place in writable.items()]
     mounts.append(_mount(files / "uploads", "/mnt/session/uploads", read_only=True))
-    mounts += [_mount(server / name, f"/etc/{name}", read_only=True) for name in ("passwd", "group")]
-    mounts.append(_mount(server / "door", DOOR, read_only=True))
+    if layer is not None:
+        mounts.append(_mount(layer, installed.LAYER, read_only=True))
+        if (layer / "npm/lib/node_modules").is_dir():
+            # `import` of ES modules does not look at NODE_PATH, but in every directory above.
+            mounts.append(_mount(layer / "npm/lib/node_modules", "/node_modules", read_only=True))
+    return [*mounts, *_common_mounts(directory.server, parts, way_out)]
+
+
+def build_mounts(draft: Path, parts: Parts, way_out: WayOut | None) -> list[dict[str, Any]]:
+    """For a build over a draft: a layer that is to be, to write to."""
+    return [*(_mount(draft / name, place) for name, place in PLACES.items()), *_common_mounts(draft, parts, way_out)]
+
+
+def _common_mounts(entry: Path, parts: Parts, way_out: WayOut | None) -> list[dict[str, Any]]:
+    mounts = [_mount(entry / name, f"/etc/{name}", read_only=True) for name in ("passwd", "group")]
+    mounts.append(_mount(entry / "door", DOOR, read_only=True))
     mounts.append(_mount(parts.daemon, LIBRARY, read_only=True))
-    mounts.append(_mount(parts.bin, BIN, read_only=True))
+    mounts.append(_mount(parts.own / "bin", BIN, read_only=True))
+    mounts.append(_mount(parts.own / "site", installed.SITE, read_only=True))
+    if parts.pip is not None:
+        mounts.append(_mount(parts.pip, installed.PIP, read_only=True))
     if way_out is not None:
         mounts.append(_mount(way_out.socket_directory, inside.PLACE, read_only=True))
         mounts.append(_mount(way_out.trusted, inside.TRUSTED, read_only=True))

@@ -41,6 +41,7 @@ class _ImageConfig(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class _Image(msgspec.Struct, frozen=True, rename="pascal"):
+    id: str
     config: _ImageConfig | None = None
 
 
@@ -76,6 +77,15 @@ class Client(Protocol):
     def wait(self, container: str, *, condition: str) -> object: ...  # noqa: D102  # the same
 
 
+class Image(NamedTuple):
+    """An image that the engine has."""
+
+    id: str
+    """A digest of all that is in it."""
+    variables: Mapping[str, str]
+    """The environment that it brings."""
+
+
 class Started(NamedTuple):
     """A container that was just started."""
 
@@ -102,12 +112,12 @@ class EngineApi:
         except msgspec.ValidationError as error:
             raise MachineUnfit(f"What answers at {self._settings.host} is no Docker engine: {error}.") from error
 
-    def variables_of(self, image: str) -> Mapping[str, str]:
-        """The environment that an image brings. Raises `SandboxUnavailable` when the engine does not have it."""
+    def image(self, named: str) -> Image:
+        """An image by its name or id. Raises `SandboxUnavailable` when the engine does not have it."""
         with self._client() as client:
-            found = msgspec.convert(client.inspect_image(image), _Image)
+            found = msgspec.convert(client.inspect_image(named), _Image)
         pairs = (found.config and found.config.env) or ()
-        return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        return Image(found.id, dict(pair.split("=", 1) for pair in pairs if "=" in pair))
 
     def start(self, container: Container) -> Started:
         """Make a container and start it; one that does not start is removed."""
@@ -131,9 +141,9 @@ class EngineApi:
                     self._remove(client, each.id)
 
     def values_of(self, name: str, labels: Mapping[str, str]) -> set[str]:
-        """What the containers with these labels have as their label `name`."""
+        """What the containers with these labels have as their label `name`, where they have one."""
         with self._client() as client:
-            return {each.labels.get(name, "") for each in _found(client, labels)}
+            return {each.labels[name] for each in _found(client, labels) if name in each.labels}
 
     def _remove(self, client: Client, container: str) -> None:
         from docker.errors import APIError, NotFound

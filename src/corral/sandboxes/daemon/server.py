@@ -161,7 +161,7 @@ class Server:
         peer.send(number, b'"done":true')
 
 
-def _limit_resources(resources: dict[str, int]) -> None:
+def limit_resources(resources: dict[str, int]) -> None:
     """Hard limits for this process and all it starts."""
     for name, value in resources.items():
         number = getattr(resource, name)
@@ -170,7 +170,7 @@ def _limit_resources(resources: dict[str, int]) -> None:
         resource.setrlimit(number, (value, value))
 
 
-def _hide() -> None:
+def hide() -> None:
     """Keep others of our user out of our memory, descriptors and working directory in /proc."""
     try:
         import ctypes
@@ -179,7 +179,7 @@ def _hide() -> None:
     ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _offer_way_out(port: int, path: str) -> None:
+def offer_way_out(port: int, path: str) -> None:
     """Listen where programs look for the proxy; what forwards is loaded when the first one comes."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -220,8 +220,8 @@ def _await_release() -> dict[str, str]:
 def main() -> None:
     """Run until orphaned."""
     limits = Limits(json.loads(sys.argv[1]))
-    _limit_resources(limits.resources)
-    _hide()
+    limit_resources(limits.resources)
+    hide()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.stack_size(STACK_BYTES)
     os.chdir(limits.root)
@@ -229,7 +229,7 @@ def main() -> None:
     # It was inherited, and must not be any further.
     listener.set_inheritable(False)
     if limits.egress_socket:
-        _offer_way_out(limits.egress_port, limits.egress_socket)
+        offer_way_out(limits.egress_port, limits.egress_socket)
     processes = Processes(limits.environment)
     files = Files(processes, limits, Names(limits.root, limits.names))
     bash = Bash(processes, limits)

@@ -11,7 +11,7 @@ layer and a layer never changes. One build runs per key, also across servers on 
 server that is killed takes its build along; the next to want the layer clears the draft away and begins anew. A
 failure is remembered for a while, so that a turn does not try in a loop what has just failed.
 
-Installing runs strangers' code. How that is enclosed, and what it may reach, is the backend's `Workshop`.
+Installing runs strangers' code. How that is enclosed, and what it may reach, is the `Workshop`'s part.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import Context
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -43,6 +42,7 @@ from corral.errors import CorralError, PackagesFailed
 from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.packages.managers import TABLE, explanation, wanted
 from corral.sandboxes.packages.output import Bounds, run
+from corral.sandboxes.packages.workshop import PLACES, Workshop
 
 log = structlog.get_logger(__name__)
 
@@ -50,44 +50,9 @@ FORMAT = 1
 """Of a layer's content; another number makes all layers anew."""
 FOLDERS = ("drafts", "logs", "locks")
 """Beside the layers."""
-DRAFT_FOLDERS = ("packages", "home", "tmp")
 LOCK_POLL_SECONDS = 0.2
 LOCK_GRACE_SECONDS = 60.0
 TOUCH_SECONDS = 3_600.0
-
-
-class Workshop(Protocol):
-    """Where a backend builds layers."""
-
-    def tools(self) -> Mapping[str, str]:
-        """Versions of the tools that the base has, by name. Blocking."""
-        ...
-
-    def identity(self) -> str:
-        """What tells this base from others, tools aside. Blocking."""
-        ...
-
-    def takes_apt(self) -> bool:
-        """Whether the base is a root file system of its own, which apt may add to."""
-        ...
-
-    def claim(self, draft: Path, *, apt: bool) -> int:
-        """Give the draft, and a copy of the base if `apt`, to the user that builds it; its uid. Blocking."""
-        ...
-
-    def release(self, draft: Path, uid: int) -> None:
-        """Let the user go that the draft was given to, before the draft is removed. Blocking."""
-        ...
-
-    def network(self, draft: Path, uid: int) -> AbstractAsyncContextManager[Mapping[str, str]]:
-        """A way to the package managers and nowhere else while it is open; the variables that lead there."""
-        ...
-
-    def start(
-        self, argv: Sequence[str], draft: Path, uid: int, environment: Mapping[str, str], *, apt: bool
-    ) -> subprocess.Popen[bytes]:
-        """Start a command over the draft, enclosed, with its output in a pipe; it dies with the calling thread."""
-        ...
 
 
 class Layers:
@@ -99,17 +64,18 @@ class Layers:
         self._failures: dict[str, tuple[float, str]] = {}
         self._bounds: set[Bounds] = set()
         self._slots = asyncio.Semaphore(settings.builds_parallel_max)
-        self._tools: Mapping[str, str] | None = None
+        self._tools: dict[str, Mapping[str, str]] = {}
+        """By base."""
         self._asking = threading.Lock()
         self._closed = False
 
-    async def ensure(self, packages: Packages) -> Path | None:
-        """The layer of these packages, built if nobody has yet; None for none. Raises `PackagesFailed`.
+    async def ensure(self, packages: Packages, base: str) -> Path | None:
+        """The layer of these packages on this base, built if nobody has yet; None for none. Raises `PackagesFailed`.
 
         Cancelling stops waiting; the build goes on for whoever asks next."""
         if not wanted(packages):
             return None
-        key = await anyio.to_thread.run_sync(self._key, packages)
+        key = await anyio.to_thread.run_sync(self._key, packages, base)
         place = self._root / key
         if place.is_dir():
             await anyio.to_thread.run_sync(_touch, place)
@@ -119,7 +85,7 @@ class Layers:
             self._refuse_again(key)
             # Owned by `_builds` and awaited by `close`: a build outlives the turn that first asked for it.
             task = self._builds[key] = asyncio.create_task(
-                self._build(key, packages), name=f"layer {key}", context=Context()
+                self._build(key, packages, base), name=f"layer {key}", context=Context()
             )
             task.add_done_callback(lambda _: self._builds.pop(key, None))
         result = await asyncio.shield(task)
@@ -127,11 +93,11 @@ class Layers:
             raise PackagesFailed(result.message)
         return result
 
-    def find(self, packages: Packages) -> Path | None:
+    def find(self, packages: Packages, base: str) -> Path | None:
         """As `ensure`, but raises `PackagesFailed` for a layer that is not there. Blocking."""
         if not wanted(packages):
             return None
-        place = self._root / self._key(packages)
+        place = self._root / self._key(packages, base)
         if not place.is_dir():
             raise PackagesFailed("The environment's packages are gone again; they will be installed anew.")
         return place
@@ -169,24 +135,25 @@ class Layers:
                     self._clear(draft)
         return gone
 
-    def _key(self, packages: Packages) -> str:
+    def _key(self, packages: Packages, base: str) -> str:
         """Raises `PackagesFailed` when the base lacks what these packages need."""
-        with self._asking:
-            tools = self._tools = self._tools or self._workshop.tools()
         lists, versions = wanted(packages), dict[str, str]()
-        if "apt" in lists and not self._workshop.takes_apt():
-            raise PackagesFailed(NO_APT)
+        if "apt" in lists and (reason := self._workshop.why_no_apt()):
+            raise PackagesFailed(reason)
+        with self._asking:
+            if base not in self._tools:
+                self._tools[base] = self._workshop.tools(base)
+            tools = self._tools[base]
         for manager in lists:
             for tool in TABLE[manager].tools:
                 # With apt a set may bring its own tools, so what is missing now shows when it is used.
                 if tool not in tools and "apt" not in lists:
-                    advice = TABLE[manager].advice
                     raise PackagesFailed(
                         f"The environment's {manager} packages could not be installed ({', '.join(lists[manager][:8])}"
-                        f"): the sandbox's base has no `{tool}`. On the server, {advice}, in /usr or in its base."
+                        f"): {self._workshop.lacking(tool, TABLE[manager].advice)}"
                     )
                 versions[tool] = tools.get(tool, "")
-        content = (FORMAT, platform.machine(), self._workshop.identity(), tuple(lists.items()), versions)
+        content = (FORMAT, platform.machine(), base, tuple(lists.items()), versions)
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:32]
 
     def _refuse_again(self, key: str) -> None:
@@ -197,13 +164,13 @@ class Layers:
             raise PackagesFailed(message)
         self._failures.pop(key, None)
 
-    async def _build(self, key: str, packages: Packages) -> Path | PackagesFailed:
+    async def _build(self, key: str, packages: Packages, base: str) -> Path | PackagesFailed:
         try:
             async with self._slots:
                 with _closing(await anyio.to_thread.run_sync(self._lock, key)):
                     place = self._root / key
                     if not place.is_dir():
-                        await self._make(key, packages, place)
+                        await self._make(key, packages, base, place)
                     return place
         except PackagesFailed as error:
             failure = error
@@ -213,7 +180,7 @@ class Layers:
         log.warning("packages_failed", layer=key, reason=failure.message)
         return failure
 
-    async def _make(self, key: str, packages: Packages, place: Path) -> None:
+    async def _make(self, key: str, packages: Packages, base: str, place: Path) -> None:
         if self._closed:
             # While we waited for the lock; from here to the first await, `close` either is over or finds the bounds.
             raise PackagesFailed("The server is stopping.")
@@ -226,7 +193,9 @@ class Layers:
             await anyio.to_thread.run_sync(self._begin, draft)
             uid = await anyio.to_thread.run_sync(lambda: self._workshop.claim(draft, apt=apt))
             async with self._workshop.network(draft, uid) as environment:
-                await anyio.to_thread.run_sync(self._install, key, packages, bounds, uid, environment)
+                await anyio.to_thread.run_sync(
+                    lambda: self._install(key, packages, bounds, environment, uid=uid, base=base)
+                )
             await anyio.to_thread.run_sync(_finish, draft, place)
             log.info("packages_build_finished", layer=key)
         finally:
@@ -241,16 +210,25 @@ class Layers:
         self._clear(draft)
         draft.mkdir(mode=0o711)
         draft.chmod(0o711)
-        for name in DRAFT_FOLDERS:
+        for name in PLACES:
             (draft / name).mkdir(mode=0o700)
 
     def _clear(self, draft: Path) -> None:
         home = draft / "home"
-        if home.is_dir() and (uid := home.stat().st_uid) != os.geteuid():
-            self._workshop.release(draft, uid)
+        if home.is_dir():
+            self._workshop.release(draft, home.stat().st_uid)
         remove_tree(draft)
 
-    def _install(self, key: str, packages: Packages, bounds: Bounds, uid: int, environment: Mapping[str, str]) -> None:
+    def _install(
+        self,
+        key: str,
+        packages: Packages,
+        bounds: Bounds,
+        environment: Mapping[str, str],
+        *,
+        uid: int,
+        base: str,
+    ) -> None:
         """Every manager in turn, all in this thread: the commands die with it."""
         apt = bool(packages.apt)
         with (self._root / "logs" / f"{key}.log").open("wb") as output:
@@ -260,7 +238,7 @@ class Layers:
                 variables = {**environment, **TABLE[manager].environment}
                 for argv in TABLE[manager].commands(names):
                     output.write(f"$ {' '.join(argv)}\n".encode())
-                    start = partial(self._workshop.start, argv, bounds.place, uid, variables, apt=apt)
+                    start = partial(self._workshop.start, argv, bounds.place, variables, uid=uid, base=base, apt=apt)
                     said = run(start, bounds, output)
                     output.flush()
                     if said is not None:
@@ -293,13 +271,6 @@ class Layers:
             os.close(descriptor)
             return None
         return descriptor
-
-
-NO_APT = (
-    "The environment's apt packages could not be installed: this server's sandboxes use the machine's own /usr, which "
-    "apt must not add to. Its operator can make a base with `corral base build` and name it as `base` in the "
-    "`[sandbox]` section of corral.toml."
-)
 
 
 @contextmanager

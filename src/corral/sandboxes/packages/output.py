@@ -1,8 +1,8 @@
 """One command of a build, run to its end: bounded in time, in bytes on disk, and in what is kept of its words.
 
 Hostile code writes the output, so nothing of it is trusted: lines are cut, the log has a limit, and control
-characters do not reach it. Blocking; called from a worker thread, which must be the one that starts the process: it is
-told to die when its parent thread does.
+characters do not reach it. Blocking; called from a worker thread, which must be the one that starts the command: it may
+be told to die when its parent thread does.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import os
 import re
 import select
-import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from corral.errors import PackagesFailed
-from corral.sandboxes.child import end
 
 PIECE_BYTES = 65_536
 TAIL_LINES = 40
@@ -30,6 +28,23 @@ GRACE_SECONDS = 10.0
 UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[^\t\x20-\x7e\xa0-\uffff]")
 
 
+class Command(Protocol):
+    """One command that runs, enclosed. It has ended when its first process has."""
+
+    output: int
+    """A descriptor to read what it says."""
+    ended: int
+    """A descriptor that can be read when it has ended."""
+
+    def end(self) -> None:
+        """Kill it and all that it has started, without waiting. From any thread, until it is closed."""
+        ...
+
+    def close(self, seconds_max: float) -> int:
+        """Wait so long for its end, after `end` or by itself, and let go of it; its exit code."""
+        ...
+
+
 class Bounds:
     """What all commands of one build share: a deadline, a place that may not outgrow a size, and a way to stop."""
 
@@ -37,23 +52,33 @@ class Bounds:
         self.place, self.seconds_max, self.bytes_max = place, seconds_max, bytes_max
         self._deadline = time.monotonic() + seconds_max
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._command: Command | None = None
         self._stopped = False
 
     def stop(self) -> None:
-        """End what runs, and let nothing more start. From any thread."""
+        """End what runs, and let nothing more run. From any thread; never waits."""
         with self._lock:
             self._stopped = True
-            if self._process is not None:
-                end(self._process)
+            if self._command is not None:
+                self._command.end()
 
-    def begin(self, start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-        """Start the next command."""
+    def begin(self, start: Callable[[], Command]) -> Command:
+        """Start the next command. One that starts while `stop` is called ends at once."""
+        if self._stopped:
+            raise PackagesFailed("The server stopped while the environment's packages were being installed.")
+        command = start()
         with self._lock:
+            self._command = command
             if self._stopped:
-                raise PackagesFailed("The server stopped while the environment's packages were being installed.")
-            self._process = start()
-            return self._process
+                command.end()
+        return command
+
+    def finish(self, command: Command) -> int:
+        """Let the command end, if it has not yet; its exit code."""
+        with self._lock:
+            self._command = None
+        command.end()
+        return command.close(GRACE_SECONDS)
 
     def exceeded(self) -> str | None:
         """Which bound is crossed, if one is."""
@@ -66,50 +91,41 @@ class Bounds:
         return None
 
 
-def run(start: Callable[[], subprocess.Popen[bytes]], bounds: Bounds, log: IO[bytes]) -> str | None:
-    """Run a command whose output is a pipe; None when it succeeded, else the last things that it said."""
-    process = bounds.begin(start)
-    assert process.stdout is not None, "the output must be a pipe"
+def run(start: Callable[[], Command], bounds: Bounds, log: IO[bytes]) -> str | None:
+    """Run a command; None when it succeeded, else the last things that it said."""
+    command = bounds.begin(start)
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     try:
-        broken = _follow(process, bounds, log, tail)
+        broken = _follow(command, bounds.exceeded, log, tail)
     finally:
-        end(process)
-        process.stdout.close()
-        code = process.wait(GRACE_SECONDS)
+        code = bounds.finish(command)
     if broken is not None:
         return broken
     said = "\n".join(tail)
     return None if code == 0 else said or f"exit code {code}"
 
 
-def _follow(process: subprocess.Popen[bytes], bounds: Bounds, log: IO[bytes], tail: deque[str]) -> str | None:
+def _follow(command: Command, exceeded: Callable[[], str | None], log: IO[bytes], tail: deque[str]) -> str | None:
     """Read until the command has ended. Its own end counts, not that of what it may have left behind."""
-    assert process.stdout is not None
-    descriptor = process.stdout.fileno()
-    os.set_blocking(descriptor, False)
-    ended = os.pidfd_open(process.pid)
+    os.set_blocking(command.output, False)
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    poll.register(ended, select.POLLIN)
+    poll.register(command.output, select.POLLIN)
+    poll.register(command.ended, select.POLLIN)
     rest, measured = b"", time.monotonic()
-    try:
-        while True:
-            ready = dict(poll.poll(MEASURE_SECONDS * 1000))
-            if time.monotonic() - measured > MEASURE_SECONDS or ended in ready:
-                measured = time.monotonic()
-                if broken := bounds.exceeded():
-                    return broken
-            if descriptor in ready and (piece := _read(descriptor)) is not None:
-                if not piece:
-                    poll.unregister(descriptor)
-                rest = _note(rest + piece, log, tail)
-            elif ended in ready:
-                _note(rest + b"\n", log, tail)
-                # Killed beneath us is how `stop` looks from here.
-                return bounds.exceeded()
-    finally:
-        os.close(ended)
+    while True:
+        ready = dict(poll.poll(MEASURE_SECONDS * 1000))
+        if time.monotonic() - measured > MEASURE_SECONDS or command.ended in ready:
+            measured = time.monotonic()
+            if broken := exceeded():
+                return broken
+        if command.output in ready and (piece := _read(command.output)) is not None:
+            if not piece:
+                poll.unregister(command.output)
+            rest = _note(rest + piece, log, tail)
+        elif command.ended in ready:
+            _note(rest + b"\n", log, tail)
+            # Killed beneath us is how `stop` looks from here.
+            return exceeded()
 
 
 def _read(descriptor: int) -> bytes | None:
