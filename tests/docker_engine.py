@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def host() -> str:
     return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 
 
-def settings_for_docker(settings: SandboxSettings) -> SandboxSettings:
-    """The same settings, with this engine and the image of the tests."""
-    docker = msgspec.structs.replace(settings.docker, host=host(), image=image())
+def settings_for_docker(settings: SandboxSettings, *, images: Mapping[str, str] | None = None) -> SandboxSettings:
+    """The same settings, with this engine and the image of the tests; `images` are for single environments."""
+    docker = msgspec.structs.replace(settings.docker, host=host(), image=image(), images=images or {})
     return msgspec.structs.replace(settings, docker=docker)
 
 
@@ -80,6 +80,29 @@ def make_image(named: str, commands: Sequence[str]) -> None:
             name, _, tag = named.partition(":")
             tar = str(_tar(Path(directory, "image.tar"), commands))
             client.import_image_from_file(tar, repository=name, tag=tag)  # pyright: ignore[reportUnknownMemberType]  # the same
+
+
+def image_id() -> str:
+    """What the engine calls it."""
+    return EngineApi(settings_for_docker(SandboxSettings()).docker).image(image()).id
+
+
+def image_with(variables: Mapping[str, str]) -> str:
+    """The name of another image: the one of the tests, with these variables too."""
+    from docker import APIClient
+    from docker.errors import ImageNotFound
+
+    changes = [f"ENV {name}={value}" for name, value in variables.items()]
+    name = "corral-tests-with"
+    tag = hashlib.sha256("\n".join([image(), *changes]).encode()).hexdigest()[:12]
+    with APIClient(host(), version="auto", timeout=SECONDS_MAX) as client:
+        try:
+            client.inspect_image(f"{name}:{tag}")  # pyright: ignore[reportUnknownMemberType]  # the same
+        except ImageNotFound:
+            made = str(client.create_container(image(), ["true"])["Id"])  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # the same
+            client.commit(made, name, tag, changes=changes)  # pyright: ignore[reportUnknownMemberType]  # the same
+            client.remove_container(made)
+    return f"{name}:{tag}"
 
 
 def _tar(place: Path, commands: Sequence[str]) -> Path:

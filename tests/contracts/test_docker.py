@@ -16,7 +16,7 @@ import pytest
 
 from corral.config_sections import SandboxSettings
 from corral.domain.content import TextBlock
-from corral.domain.environment import Limited, Packages, Recipe
+from corral.domain.environment import Limited, Recipe
 from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes.directory import SessionDirectory
@@ -128,14 +128,6 @@ async def test_an_environment_can_have_an_image_of_its_own(settings: SandboxSett
     finally:
         await sandboxes.destroy(SESSION)
         await sandboxes.close()
-
-
-async def test_packages_belong_into_an_image(settings: SandboxSettings, tmp_path: Path) -> None:
-    sandboxes = DockerSandboxes(settings, tmp_path)
-    with pytest.raises(SandboxUnavailable, match="images"):
-        await sandboxes.open(SESSION, Recipe(networking=Limited(), packages=Packages(pip=("requests",))))
-    await sandboxes.destroy(SESSION)
-    await sandboxes.close()
 
 
 async def test_no_container_is_left(settings: SandboxSettings, tmp_path: Path) -> None:

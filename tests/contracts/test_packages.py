@@ -11,14 +11,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeAlias
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -28,14 +29,20 @@ from corral.errors import MachineUnfit, PackagesFailed
 from corral.interfaces.sandbox import Sandboxes
 from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import SessionDirectory, remove_tree
+from corral.sandboxes.docker import DockerSandboxes
 from corral.sandboxes.egress.outlet import Egress
 from corral.sandboxes.packages.layers import Layers, seal
 from corral.sandboxes.process import ProcessSandboxes
+from tests import docker_engine
+from tests.contracts.egress_world import bounded
 from tests.contracts.local_index import Index
-from tests.contracts.test_sandboxes import Hands, contract
+from tests.contracts.test_sandboxes import Hands
 from tests.places import stage
 
 NETWORK = Limited(allow_package_managers=True)
+
+
+Server: TypeAlias = "BubblewrapSandboxes | DockerSandboxes"
 
 
 def recipe(**packages: tuple[str, ...]) -> Recipe:
@@ -45,13 +52,21 @@ def recipe(**packages: tuple[str, ...]) -> Recipe:
 class Machine(NamedTuple):
     """A directory that servers use one after another, and what its package managers are set up to use."""
 
+    backend: str
     root: Path
     packages: Index
 
-    def server(self, settings: PackagesSettings | None = None) -> BubblewrapSandboxes:
-        """What one server process would have."""
-        egress = EgressSettings(machine=self.packages.machine)
-        return BubblewrapSandboxes(SandboxSettings(), self.root, lambda place: Egress(egress, place), packages=settings)
+    def server(self, settings: PackagesSettings | None = None, *, images: Mapping[str, str] = {}) -> Server:
+        """What one server process would have; `images` are for single environments in containers."""
+        machine = EgressSettings(machine=self.packages.machine)
+
+        def egress(place: Path) -> Egress:
+            return Egress(machine, place)
+
+        if self.backend == "docker":
+            sandbox = docker_engine.settings_for_docker(SandboxSettings(), images=images)
+            return DockerSandboxes(sandbox, self.root, egress, packages=settings)
+        return BubblewrapSandboxes(SandboxSettings(), self.root, egress, packages=settings)
 
     @property
     def layers(self) -> Path:
@@ -64,12 +79,16 @@ class Machine(NamedTuple):
         return [*names, *os.listdir(self.root / "sandboxes" / "uids")] if os.geteuid() == 0 else names
 
 
-@pytest.fixture
-async def machine(root: Path) -> AsyncIterator[Machine]:
+@pytest.fixture(params=["bubblewrap", "docker"])
+async def machine(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Machine]:
+    """With each backend that isolates."""
+    backend = str(request.param)
+    if backend == "docker" and (reason := docker_engine.why_not()):
+        pytest.skip(reason)
     # Not below /tmp, which is a sandbox's own.
     place = Path(tempfile.mkdtemp(prefix="corral-test-", dir="/var/tmp"))
-    machine = Machine(root, Index(place))
-    stage(root / "sandboxes")
+    machine = Machine(backend, root, Index(place))
+    stage(root / "sandboxes", backend)
     server = machine.server()
     try:
         await server.start()
@@ -84,7 +103,7 @@ async def machine(root: Path) -> AsyncIterator[Machine]:
 
 
 @pytest.fixture
-async def server(machine: Machine) -> AsyncIterator[BubblewrapSandboxes]:
+async def server(machine: Machine) -> AsyncIterator[Server]:
     server = machine.server()
     yield server
     await server.close()
@@ -94,7 +113,7 @@ async def opened(server: Sandboxes, session_id: str, recipe: Recipe) -> Hands:
     return Hands(await server.open(session_id, recipe), count(time.monotonic_ns()))
 
 
-def needs(facts: BubblewrapSandboxes, name: str) -> None:
+def needs(facts: Server, name: str) -> None:
     """Skip where the base lacks a package manager."""
     detail = next(fact.detail for fact in facts.explain() if fact.name == f"{name} packages")
     if detail.startswith("none"):
@@ -105,9 +124,9 @@ def needs(facts: BubblewrapSandboxes, name: str) -> None:
 
 
 @pytest.mark.requirement("F036")
-@contract
+@bounded
 async def test_packages_are_there_offline_and_a_second_session_does_not_install(
-    machine: Machine, server: BubblewrapSandboxes
+    machine: Machine, server: Server
 ) -> None:
     machine.packages.wheel("probe_a", needs=["probe_b"])
     machine.packages.wheel("probe_b", "2.5")
@@ -128,8 +147,8 @@ async def test_packages_are_there_offline_and_a_second_session_does_not_install(
 
 
 @pytest.mark.requirement("F036")
-@contract
-async def test_node_modules_are_required_imported_and_run(machine: Machine, server: BubblewrapSandboxes) -> None:
+@bounded
+async def test_node_modules_are_required_imported_and_run(machine: Machine, server: Server) -> None:
     await server.start()
     needs(server, "npm")
     hands = await opened(server, "sesn_1", recipe(npm=(machine.packages.npm("probe-n"),)))
@@ -138,7 +157,7 @@ async def test_node_modules_are_required_imported_and_run(machine: Machine, serv
     assert await hands.bash("node a.mjs") == "1.0.0"
 
 
-@contract
+@bounded
 async def test_sessions_that_want_one_set_at_once_share_one_build(machine: Machine) -> None:
     machine.packages.wheel("probe_a")
     servers = [machine.server(), machine.server()]
@@ -151,10 +170,8 @@ async def test_sessions_that_want_one_set_at_once_share_one_build(machine: Machi
         await server.close()
 
 
-@contract
-async def test_an_agents_own_installs_need_no_flags_and_win_over_the_layer(
-    machine: Machine, server: BubblewrapSandboxes
-) -> None:
+@bounded
+async def test_an_agents_own_installs_need_no_flags_and_win_over_the_layer(machine: Machine, server: Server) -> None:
     for version in ("1.0", "2.0"):
         machine.packages.wheel("probe_a", version)
     machine.packages.wheel("probe_c")
@@ -169,8 +186,8 @@ async def test_an_agents_own_installs_need_no_flags_and_win_over_the_layer(
     assert await again.bash("probe_a") == "probe_a 1.0"
 
 
-@contract
-async def test_an_agents_own_node_modules_are_on_path(machine: Machine, server: BubblewrapSandboxes) -> None:
+@bounded
+async def test_an_agents_own_node_modules_are_on_path(machine: Machine, server: Server) -> None:
     await server.start()
     needs(server, "npm")
     spec = machine.packages.npm("probe-n").removeprefix("file:")
@@ -182,10 +199,8 @@ async def test_an_agents_own_node_modules_are_on_path(machine: Machine, server: 
 # -------------------------------------------------------------------------------------------------- what fails
 
 
-@contract
-async def test_a_package_that_does_not_exist_is_named_and_nothing_stays(
-    machine: Machine, server: BubblewrapSandboxes
-) -> None:
+@bounded
+async def test_a_package_that_does_not_exist_is_named_and_nothing_stays(machine: Machine, server: Server) -> None:
     machine.packages.wheel("probe_a")
     with pytest.raises(PackagesFailed, match=r"(?s)pip packages .*\(no-such-thing==9\).*No matching distribution"):
         await server.open("sesn_1", recipe(pip=("probe_a", "no-such-thing==9")))
@@ -193,10 +208,8 @@ async def test_a_package_that_does_not_exist_is_named_and_nothing_stays(
     await server.open("sesn_1", recipe(pip=("probe_a",)))
 
 
-@contract
-async def test_a_set_that_contradicts_itself_is_refused_with_the_reason(
-    machine: Machine, server: BubblewrapSandboxes
-) -> None:
+@bounded
+async def test_a_set_that_contradicts_itself_is_refused_with_the_reason(machine: Machine, server: Server) -> None:
     machine.packages.wheel("probe_a", needs=["probe_c==1.0"])
     machine.packages.wheel("probe_b", needs=["probe_c==2.0"])
     for version in ("1.0", "2.0"):
@@ -206,7 +219,7 @@ async def test_a_set_that_contradicts_itself_is_refused_with_the_reason(
     assert machine.leftovers() == []
 
 
-@contract
+@bounded
 async def test_a_failure_is_remembered_for_a_while_and_then_tried_again(machine: Machine) -> None:
     server, wanted = machine.server(), recipe(pip=("probe_a",))
     with capture_logs() as logs:
@@ -221,7 +234,7 @@ async def test_a_failure_is_remembered_for_a_while_and_then_tried_again(machine:
     await forgetful.close()
 
 
-@contract
+@bounded
 async def test_a_build_that_takes_too_long_is_ended(machine: Machine) -> None:
     machine.packages.source("probe_s", hostile="import time\nprint('asleep', flush=True)\ntime.sleep(600)")
     server = machine.server(PackagesSettings(build_seconds_max=1))
@@ -231,7 +244,7 @@ async def test_a_build_that_takes_too_long_is_ended(machine: Machine) -> None:
     assert machine.leftovers() == []
 
 
-@contract
+@bounded
 async def test_a_build_that_fills_the_disk_is_ended(machine: Machine) -> None:
     fill = "with open('/tmp/big', 'wb') as file:\n    for _ in range(64): file.write(b'x' * 1048576)"
     machine.packages.source("probe_s", hostile=f"{fill}\nimport time\ntime.sleep(600)")
@@ -242,9 +255,9 @@ async def test_a_build_that_fills_the_disk_is_ended(machine: Machine) -> None:
     assert machine.leftovers() == []
 
 
-@contract
+@bounded
 async def test_what_is_installed_runs_where_there_is_nothing_to_steal_and_no_way_out(
-    machine: Machine, server: BubblewrapSandboxes, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-never-inside")
     hostile = """
@@ -279,52 +292,59 @@ os.chmod('/opt/corral/packages/suid', 0o4777)
 
 
 def hanging(machine: Machine, hang: Path) -> None:
-    """Make a package whose installation never ends while `hang` is there."""
+    """Make a package whose installation never ends while `hang` is there, and holds it open."""
     os.mkfifo(hang, 0o666)
     hang.chmod(0o666)
-    code = f"import os, time\nif os.path.exists('{hang}'):\n    open('{hang}', 'w').close()\n    time.sleep(600)"
+    code = f"import os, time\nif os.path.exists('{hang}'):\n    held = open('{hang}', 'w')\n    time.sleep(600)"
     machine.packages.source("probe_s", hostile=code)
 
 
-async def opened_by_a_build(hang: Path) -> None:
-    """Until the build, deep inside, has come to where it hangs."""
-    await anyio.to_thread.run_sync(lambda: hang.open("rb").close(), abandon_on_cancel=True)
+async def opened_by_a_build(hang: Path) -> IO[bytes]:
+    """Until the build, deep inside, has come to where it hangs; what it holds open."""
+    return await anyio.to_thread.run_sync(lambda: hang.open("rb"), abandon_on_cancel=True)
+
+
+async def ended(held: IO[bytes]) -> None:
+    """Until nobody holds it open any more."""
+    with held:
+        assert await anyio.to_thread.run_sync(held.read, abandon_on_cancel=True) == b""
 
 
 KILLED = """
 import sys, anyio
 from pathlib import Path
+from tests import docker_engine
+from tests.contracts.egress_world import bounded
 from tests.contracts.local_index import Index
 from tests.contracts.test_packages import Machine, recipe
-root = Path(sys.argv[1])
-server = Machine(root, Index(Path(sys.argv[2]))).server()
+backend, root, packages = sys.argv[1:]
+server = Machine(backend, Path(root), Index(Path(packages))).server()
 anyio.run(server.open, "sesn_1", recipe(pip=("probe_s",)))
 """
 
 
-@contract
+@bounded
 async def test_a_server_that_is_killed_takes_its_build_along_and_the_next_one_builds(
-    machine: Machine, server: BubblewrapSandboxes
+    machine: Machine, server: Server
 ) -> None:
     hang = machine.packages.place / "hang"
     hanging(machine, hang)
-    command = [sys.executable, "-c", KILLED, str(machine.root), str(machine.packages.place)]
+    command = [sys.executable, "-c", KILLED, machine.backend, str(machine.root), str(machine.packages.place)]
     process = await anyio.open_process(command, cwd=Path(__file__).parents[2])
     try:
-        await opened_by_a_build(hang)
+        held = await opened_by_a_build(hang)
         (draft,) = (machine.layers / "drafts").glob("*")
     finally:
         process.kill()
         await process.wait()
+    await ended(held)
     hang.unlink()
     await server.open("sesn_1", recipe(pip=("probe_s",)))
     assert not draft.exists()
 
 
-@contract
-async def test_waiting_for_a_build_can_be_cut_short_and_the_build_goes_on(
-    machine: Machine, server: BubblewrapSandboxes
-) -> None:
+@bounded
+async def test_waiting_for_a_build_can_be_cut_short_and_the_build_goes_on(machine: Machine, server: Server) -> None:
     machine.packages.wheel("probe_a")
     with capture_logs() as logs:
         with anyio.move_on_after(0.2) as scope:
@@ -334,20 +354,20 @@ async def test_waiting_for_a_build_can_be_cut_short_and_the_build_goes_on(
     assert [log["event"] for log in logs].count("packages_build_started") == 1
 
 
-@contract
+@bounded
 async def test_a_server_that_stops_ends_its_builds_and_leaves_nothing(machine: Machine) -> None:
     hang = machine.packages.place / "hang"
     hanging(machine, hang)
     server = machine.server()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.open, "sesn_1", recipe(pip=("probe_s",)))
-        await opened_by_a_build(hang)
+        (await opened_by_a_build(hang)).close()
         tasks.cancel_scope.cancel()
     await server.close()
     assert machine.leftovers() == []
 
 
-@contract
+@bounded
 async def test_a_server_that_stops_begins_no_build(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.packages.source("probe_s", hostile="import time\ntime.sleep(600)")
     server = machine.server()
@@ -367,24 +387,25 @@ async def test_a_server_that_stops_begins_no_build(machine: Machine, monkeypatch
     assert machine.leftovers() == []
 
 
-@contract
-async def test_apt_needs_a_base_that_is_not_the_machines_own(server: BubblewrapSandboxes) -> None:
-    with pytest.raises(PackagesFailed, match=r"corral base build"):
+@bounded
+async def test_apt_says_what_it_needs(machine: Machine, server: Server) -> None:
+    remedy = {"bubblewrap": "corral base build", "docker": r"image of your own .*sandbox\.docker\.images"}
+    with pytest.raises(PackagesFailed, match=remedy[machine.backend]):
         await server.open("sesn_1", recipe(apt=("hello",)))
 
 
-@contract
-async def test_a_manager_that_the_base_lacks_is_named_with_a_remedy(server: BubblewrapSandboxes) -> None:
+@bounded
+async def test_a_manager_that_the_base_lacks_is_named_with_a_remedy(server: Server) -> None:
     await server.start()
     facts = {fact.name: fact.detail for fact in server.explain()}
     lacking = [name for name in ("cargo", "gem", "go") if facts[f"{name} packages"].startswith("none")]
     if not lacking:
         pytest.skip("the base has every package manager")
-    with pytest.raises(PackagesFailed, match=rf"{lacking[0]} packages .*some-thing.*the sandbox's base has no"):
+    with pytest.raises(PackagesFailed, match=rf"{lacking[0]} packages .*some-thing.*the sandbox's (base|image) has no"):
         await server.open("sesn_1", recipe(**{lacking[0]: ("some-thing",)}))
 
 
-@contract
+@bounded
 async def test_sandboxes_without_isolation_refuse_packages(root: Path) -> None:
     server = ProcessSandboxes(SandboxSettings(), root)
     with pytest.raises(PackagesFailed, match="process"):
@@ -392,8 +413,25 @@ async def test_sandboxes_without_isolation_refuse_packages(root: Path) -> None:
     await server.close()
 
 
-@contract
-async def test_layers_that_nobody_uses_are_pruned(machine: Machine, server: BubblewrapSandboxes) -> None:
+@bounded
+async def test_another_image_is_another_layer_and_another_name_is_not(machine: Machine) -> None:
+    if machine.backend != "docker":
+        pytest.skip("only containers have images")
+    machine.packages.wheel("probe_a")
+    other = docker_engine.image_with({"COLOUR": "green", "PYTHONPATH": "/elsewhere"})
+    server = machine.server(images={"alias": docker_engine.image_id(), "other": other})
+    for number, environment in enumerate(("", "alias", "other")):
+        wanted = msgspec.structs.replace(recipe(pip=("probe_a",)), environment=environment)
+        hands = await opened(server, f"sesn_{number}", wanted)
+        assert await hands.bash("probe_a") == "probe_a 1.0"
+        if environment == "other":
+            assert await hands.bash('echo "$COLOUR ${PYTHONPATH##*:}"') == "green /elsewhere"
+        assert len([*machine.layers.glob("*/packages")]) == (2 if environment == "other" else 1)
+    await server.close()
+
+
+@bounded
+async def test_layers_that_nobody_uses_are_pruned(machine: Machine, server: Server) -> None:
     machine.packages.wheel("probe_a")
     machine.packages.wheel("probe_b")
     for number, name in enumerate(("probe_a", "probe_b")):

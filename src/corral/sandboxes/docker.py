@@ -122,7 +122,7 @@ class DockerSandboxes(LocalSandboxes):
 
     def _sweep(self) -> None:
         """Remove what did not get to run, and containers of sessions that are gone."""
-        self._engine.remove({SERVER_LABEL: self._server}, running=False)
+        self._engine.remove_failed({SERVER_LABEL: self._server})
         for session_id in self._engine.values_of(SESSION_LABEL, {SERVER_LABEL: self._server}):
             if not (self._root / "sessions" / session_id).exists():
                 self._engine.remove(self._labels(session_id))

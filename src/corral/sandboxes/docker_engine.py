@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, cast
@@ -60,6 +61,7 @@ class _Inspected(msgspec.Struct, frozen=True, rename="pascal"):
 class _Listed(msgspec.Struct, frozen=True, rename="pascal"):
     id: str
     state: str
+    created: int
     labels: Mapping[str, str] = {}
 
 
@@ -133,11 +135,17 @@ class EngineApi:
                 raise
         return Started(made, pid)
 
-    def remove(self, labels: Mapping[str, str], *, running: bool = True) -> None:
-        """Remove the containers with these labels, or only those that do not run. Ends when they are gone."""
+    def remove(self, labels: Mapping[str, str]) -> None:
+        """Remove the containers with these labels. Ends when they are gone."""
         with self._client() as client:
             for each in _found(client, labels):
-                if running or each.state not in RUNNING:
+                self._remove(client, each.id)
+
+    def remove_failed(self, labels: Mapping[str, str]) -> None:
+        """Remove those that do not run, unless they were made just now and are about to."""
+        with self._client() as client:
+            for each in _found(client, labels):
+                if each.state not in RUNNING and time.time() - each.created > self._settings.request_seconds_max:
                     self._remove(client, each.id)
 
     def values_of(self, name: str, labels: Mapping[str, str]) -> set[str]:
