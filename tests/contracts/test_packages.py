@@ -426,6 +426,8 @@ async def test_another_image_is_another_layer_and_another_name_is_not(machine: M
         assert await hands.bash("probe_a") == "probe_a 1.0"
         if environment == "other":
             assert await hands.bash('echo "$COLOUR ${PYTHONPATH##*:}"') == "green /elsewhere"
+            # Programs change PYTHONPATH; an environment's packages do not go with that.
+            assert await hands.bash("PYTHONPATH=. python3 -c 'import probe_a; print(probe_a.version)'") == "1.0"
         assert len([*machine.layers.glob("*/packages")]) == (2 if environment == "other" else 1)
     await server.close()
 

@@ -30,7 +30,7 @@ from corral.interfaces.sandbox import Fact
 from corral.sandboxes import programs, seccomp
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.docker_building import DockerWorkshop
-from corral.sandboxes.docker_container import Parts, container, session_mounts, variables
+from corral.sandboxes.docker_container import Installed, Parts, container, session_mounts, variables
 from corral.sandboxes.docker_door import NOTING_ERRORS, open_door
 from corral.sandboxes.docker_engine import Engine, EngineApi, Image
 from corral.sandboxes.egress import inside
@@ -39,7 +39,7 @@ from corral.sandboxes.launched import Launched
 from corral.sandboxes.local import LocalSandboxes
 from corral.sandboxes.packages import inside as installed
 from corral.sandboxes.packages.layers import Layers
-from corral.sandboxes.packages.workshop import LIBRARY
+from corral.sandboxes.packages.workshop import LIBRARY, SITE_PACKAGES
 
 SERVER_LABEL, SESSION_LABEL = "corral.server", "corral.session"
 PYTHON = '#!/bin/sh\nexec python3 "$@"\n'
@@ -88,6 +88,7 @@ class DockerSandboxes(LocalSandboxes):
     def _find_parts(self) -> Parts:
         rg, pip = programs.ripgrep(), programs.pip_parts()
         own = {"bin/python": PYTHON, **installed.COMMANDS, "site/sitecustomize.py": installed.SITECUSTOMIZE}
+        own["corral.pth"] = installed.PTH
         daemon = programs.stage_daemon(self._root, Path(sys.executable))
         staged = programs.stage(self._root, "container", {**own, **({} if rg is None else {"bin/rg": rg})})
         return Parts(daemon, staged, programs.stage(self._root, "pip", pip) if pip else None)
@@ -140,6 +141,10 @@ class DockerSandboxes(LocalSandboxes):
         docker = self._settings.docker
         return self._engine.image(docker.images.get(recipe.environment, docker.image))
 
+    def _installed(self, recipe: Recipe, layers: Layers, image: Image) -> Installed | None:
+        layer = layers.find(recipe.packages, image.id)
+        return layer and Installed(layer / "packages", layers.tools(image.id).get(SITE_PACKAGES, ""))
+
     async def close(self) -> None:
         """See `LocalSandboxes.close`. Builds end with the server."""
         if self._layers is not None:
@@ -153,7 +158,7 @@ class DockerSandboxes(LocalSandboxes):
         if uid == 0:
             raise SandboxUnavailable("The session's files belong to root, and no sandbox runs as root.")
         image = self._image(recipe)
-        layer = self._layers.find(recipe.packages, image.id)
+        installed_here = self._installed(recipe, self._layers, image)
         way_out = self.way_out(directory, recipe)
         environment = variables({**image.variables, **dict(recipe.variables)}) | dict(
             way_out.variables if way_out else {}
@@ -176,7 +181,7 @@ class DockerSandboxes(LocalSandboxes):
             environment,
             uid=uid,
             place="/workspace",
-            mounts=session_mounts(directory, self._parts, way_out, layer / "packages" if layer else None),
+            mounts=session_mounts(directory, self._parts, way_out, installed_here),
             labels=self._labels(directory.path.name),
             settings=self._settings,
         )

@@ -59,15 +59,14 @@ class DockerWorkshop(Workshop):
         # Named as copies of programs are, so that one which a killed server leaves is removed with them.
         scratch = self._root / "programs" / f"asking-{secrets.token_hex(8)}"
         uid = self._settings.uid_first if os.geteuid() == 0 else os.geteuid()
-        bounds, said = (
-            Bounds(scratch, seconds_max=PROBE_SECONDS_MAX, bytes_max=self._settings.disk_bytes_max),
-            BytesIO(),
-        )
+        bounds = Bounds(scratch, seconds_max=PROBE_SECONDS_MAX, bytes_max=self._settings.disk_bytes_max)
+        said = BytesIO()
         try:
             scratch.mkdir(mode=0o700)
             for name in PLACES:
                 (scratch / name).mkdir(mode=0o700)
-                os.chown(scratch / name, uid, uid)
+                if os.geteuid() == 0:
+                    os.chown(scratch / name, uid, uid)
             failed = run(lambda: self._start(QUESTION, scratch, {}, uid=uid, base=base, way_out=None), bounds, said)
         finally:
             self._engine.remove(self._labels(scratch))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +51,17 @@ class Parts(NamedTuple):
 
     daemon: Path
     own: Path
-    """`bin/`, Corral's programs, and `site/`, which lets Python find packages."""
+    """`bin/`, Corral's programs; `site/` and `corral.pth`, which let Python find packages."""
     pip: Path | None
     """Corral's own, for an image that has none."""
+
+
+class Installed(NamedTuple):
+    """The packages of an environment."""
+
+    layer: Path
+    site_packages: str
+    """Where the image's Python looks last for its own; may be empty."""
 
 
 def variables(of_image: Mapping[str, str]) -> dict[str, str]:
@@ -120,19 +128,24 @@ def _ulimits(**limits: int) -> list[dict[str, int | str]]:
 
 
 def session_mounts(
-    directory: SessionDirectory, parts: Parts, way_out: WayOut | None, layer: Path | None
+    directory: SessionDirectory, parts: Parts, way_out: WayOut | None, installed_here: Installed | None
 ) -> list[dict[str, Any]]:
     """The session's own directories to write to; the rest to read."""
     files = directory.files
     writable = {"workspace": "/workspace", "home": HOME, "tmp": "/tmp", "outputs": "/mnt/session/outputs"}
     mounts = [_mount(files / name, place) for name, place in writable.items()]
     mounts.append(_mount(files / "uploads", "/mnt/session/uploads", read_only=True))
-    if layer is not None:
-        mounts.append(_mount(layer, installed.LAYER, read_only=True))
-        if (layer / "npm/lib/node_modules").is_dir():
-            # `import` of ES modules does not look at NODE_PATH, but in every directory above.
-            mounts.append(_mount(layer / "npm/lib/node_modules", "/node_modules", read_only=True))
+    mounts += _packages(installed_here, parts) if installed_here else []
     return [*mounts, *_common_mounts(directory.server, parts, way_out)]
+
+
+def _packages(found: Installed, parts: Parts) -> Iterator[dict[str, Any]]:
+    yield _mount(found.layer, installed.LAYER, read_only=True)
+    if (found.layer / "npm/lib/node_modules").is_dir():
+        # `import` of ES modules does not look at NODE_PATH, but in every directory above.
+        yield _mount(found.layer / "npm/lib/node_modules", "/node_modules", read_only=True)
+    if found.site_packages.startswith("/"):
+        yield _mount(parts.own / "corral.pth", f"{found.site_packages}/corral.pth", read_only=True)
 
 
 def build_mounts(draft: Path, parts: Parts, way_out: WayOut | None) -> list[dict[str, Any]]:

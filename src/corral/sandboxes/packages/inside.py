@@ -68,6 +68,8 @@ _add()
 del _add
 '''
 """`python3 -m pip` finds the base's pip if there is one, else Corral's."""
+PTH = f"import os; exec(open('{SITE}/sitecustomize.py').read(), {{}})\n"
+"""The same from the last directory of the base's own packages: without PYTHONPATH, which programs change."""
 
 COMMANDS: Mapping[str, str] = dict.fromkeys(("bin/pip", "bin/pip3"), '#!/bin/sh\nexec python3 -m pip "$@"\n')
 """Files to put on PATH."""

@@ -102,6 +102,13 @@ class Layers:
             raise PackagesFailed("The environment's packages are gone again; they will be installed anew.")
         return place
 
+    def tools(self, base: str) -> Mapping[str, str]:
+        """See `Workshop.tools`; each base is asked once. Blocking."""
+        with self._asking:
+            if base not in self._tools:
+                self._tools[base] = self._workshop.tools(base)
+            return self._tools[base]
+
     def builds(self) -> bool:
         """Whether anything is being installed by this server."""
         return bool(self._builds)
@@ -140,10 +147,7 @@ class Layers:
         lists, versions = wanted(packages), dict[str, str]()
         if "apt" in lists and (reason := self._workshop.why_no_apt()):
             raise PackagesFailed(reason)
-        with self._asking:
-            if base not in self._tools:
-                self._tools[base] = self._workshop.tools(base)
-            tools = self._tools[base]
+        tools = self.tools(base)
         for manager in lists:
             for tool in TABLE[manager].tools:
                 # With apt a set may bring its own tools, so what is missing now shows when it is used.

@@ -9,6 +9,7 @@ likes. It dies with the server. How a command is enclosed is the backend's part 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
@@ -36,9 +37,14 @@ PLACES = {"packages": LAYER, "home": "/home/agent", "tmp": "/tmp"}
 """What of a draft is writable inside, and where."""
 OWN_SECONDS_MAX = 600.0
 PROBE_SECONDS_MAX = 60.0
-_ASKED = {name: argv for manager in TABLE.values() for name, argv in manager.tools.items()}
+SITE_PACKAGES = "site-packages"
+"""Asked like the version of a tool: where the base's Python looks last for its own packages."""
+_ASKED = {
+    **{name: argv for manager in TABLE.values() for name, argv in manager.tools.items()},
+    SITE_PACKAGES: ("python3", "-I", "-c", "import site; print(site.getsitepackages()[-1])"),
+}
 _SCRIPT = "\n".join(
-    f"command -v {argv[0]} >/dev/null && said=$({' '.join(argv)} 2>/dev/null | head -n 1) && "
+    f"command -v {argv[0]} >/dev/null && said=$({shlex.join(argv)} 2>/dev/null | head -n 1) && "
     f'[ -n "$said" ] && printf "%s\\t%s\\n" {name} "$said"'
     for name, argv in _ASKED.items()
 )
@@ -54,7 +60,7 @@ class Workshop(ABC):
 
     @abstractmethod
     def tools(self, base: str) -> Mapping[str, str]:
-        """Versions of the tools that the base has, by name. Blocking."""
+        """Versions of the tools that the base has, by name, and `SITE_PACKAGES`. Blocking."""
 
     @abstractmethod
     def lacking(self, tool: str, advice: str) -> str:
