@@ -413,6 +413,7 @@ async def test_sandboxes_without_isolation_refuse_packages(root: Path) -> None:
     await server.close()
 
 
+@pytest.mark.requirement("F036")
 @bounded
 async def test_another_image_is_another_layer_and_another_name_is_not(machine: Machine) -> None:
     if machine.backend != "docker":
