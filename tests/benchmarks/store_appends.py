@@ -77,6 +77,9 @@ class NoReaders:
     def subscribe(self, session_id: str, *, previews: Collection[str] = ()) -> Subscription:
         raise NotImplementedError
 
+    def opened_at(self, session_id: str, seq: int) -> None:
+        raise NotImplementedError
+
     def wants_previews(self, session_id: str) -> bool:
         return False
 

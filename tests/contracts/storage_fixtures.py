@@ -66,6 +66,9 @@ class Bus:
     def subscribe(self, session_id: str, *, previews: Collection[str] = ()) -> Subscription:
         raise NotImplementedError
 
+    def opened_at(self, session_id: str, seq: int) -> None:
+        raise NotImplementedError
+
     def wants_previews(self, session_id: str) -> bool:
         return False
 

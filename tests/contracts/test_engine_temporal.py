@@ -15,9 +15,9 @@ import pytest
 
 from corral.config_sections import TemporalSettings
 from corral.engines.temporal_server import connect
-from corral.errors import MachineUnfit
+from corral.errors import MachineUnfit, Unavailable
 from tests import temporal_server
-from tests.contracts.engine_worlds import WAIT_SECONDS_MAX, Hands, TemporalWorld, new_session_id, world
+from tests.contracts.engine_worlds import WAIT_SECONDS_MAX, Advance, Hands, TemporalWorld, new_session_id, world
 
 pytestmark = [
     pytest.mark.anyio,
@@ -113,6 +113,39 @@ async def test_another_host_goes_on_without_the_sandbox_of_one_that_does_not_ans
     engines.engine.wake(session_id)
     turn = await engines.hands.next()
     assert (turn.session_id, turn.inherited) == (session_id, True)
+
+
+async def test_a_sandbox_that_has_moved_is_not_left_behind_when_its_new_host_tries_again(
+    engines: TemporalWorld,
+) -> None:
+    await engines.start()
+    others = Hands()
+    await engines.start_worker("b", others)
+    session_id = new_session_id()
+    engines.hosts[session_id] = "burnt-down"
+    engines.engine.wake(session_id)
+    home, turn = await _first(engines.hands, others)
+    engines.hosts[session_id] = "a" if home is engines.hands else "b"
+    home.failures += [Unavailable("the database is away")] * 3
+    for left in (2, 1, 0):
+        turn.go.set()
+        turn = await home.next()
+        assert len(home.failures) == left
+    turn.go.set()
+
+
+async def _first(*several: Hands) -> tuple[Hands, Advance]:
+    """Who gets the next turn, and the turn."""
+    found: list[tuple[Hands, Advance]] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def look(hands: Hands) -> None:
+            found.append((hands, await hands.next()))
+            tasks.cancel_scope.cancel()
+
+        for hands in several:
+            tasks.start_soon(look, hands)
+    return found[0]
 
 
 async def test_an_interrupt_that_nobody_was_told_of_is_found(engines: TemporalWorld) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.lowlevel
@@ -210,6 +211,29 @@ async def test_a_lost_notice_only_delays(opened: Opener, url: str) -> None:
     assert await shown(stream, 5) == (await ids_of(first.store))[1:]
     await first.store.log.transact("sesn_a", deciding(said()))
     assert await shown(stream, 1) == (await ids_of(first.store))[6:]
+
+
+async def test_a_stream_that_was_opened_when_no_notices_came_misses_nothing(opened: Opener, url: str) -> None:
+    first, second = await opened(), await opened()
+    await second.store.log.create(session(), fresh(), deciding(said()))
+    await first.store.log.snapshot("sesn_a")  # on a connection that stays
+    name = urlsplit(url).path.removeprefix("/")
+    await postgres_server.execute(postgres_server.shared(), f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    try:
+        await postgres_server.execute(
+            postgres_server.shared(),
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            f"WHERE datname = '{name}' AND application_name = 'corral listener'",
+        )
+        stream = first.stream()
+        found = await first.store.log.snapshot("sesn_a")
+        first.store.notices.bus.opened_at("sesn_a", found.state.seq)
+        await second.store.log.transact("sesn_a", deciding(said()))
+    finally:
+        await postgres_server.execute(postgres_server.shared(), f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    await second.store.log.transact("sesn_a", deciding(said()))
+    with anyio.fail_after(WAIT_SECONDS_MAX):
+        assert await shown(stream, 2) == (await ids_of(second.store))[1:]
 
 
 async def test_a_lost_notice_only_delays_while_others_keep_coming(

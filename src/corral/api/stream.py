@@ -50,7 +50,8 @@ async def stream(call: Call) -> EventStream:
     # First, so that a session deleted right after the look-up still closes the stream.
     subscription = call.services.bus.subscribe(session_id, previews=frozenset(query.event_deltas))
     try:
-        await call.services.log.snapshot(session_id, call.workspace_id)
+        found = await call.services.log.snapshot(session_id, call.workspace_id)
+        call.services.bus.opened_at(session_id, found.state.seq)
     except BaseException:
         subscription.close()
         raise

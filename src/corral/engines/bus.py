@@ -125,6 +125,9 @@ class LocalBus:
         self._readers.setdefault(session_id, {})[reader] = None
         return reader
 
+    def opened_at(self, session_id: str, seq: int) -> None:
+        """See `Bus`. Nothing that follows is elsewhere."""
+
     def remove(self, reader: LocalSubscription) -> None:
         """Forget a reader."""
         readers = self._readers.get(reader.session_id, {})

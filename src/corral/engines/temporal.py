@@ -15,10 +15,13 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from datetime import timedelta
+from itertools import count
 from typing import NamedTuple
 
 import structlog
 from temporalio import activity
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetStickyTaskQueueRequest
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
@@ -36,10 +39,14 @@ from corral.interfaces.engine import Worker
 
 log = structlog.get_logger(__name__)
 
-HEARTBEAT_SECONDS = 0.6
+HEARTBEAT_SECONDS = 0.5
 STICKY_SECONDS_MAX = 0.3
-"""How long a workflow's step waits for the worker that took the last one. Steps are cheap to take anywhere, and when
-that worker has died a take-over waits for this too. The server makes up to a second of it."""
+"""How long a workflow's step waits for the worker that took the last one, and has it in memory: then it costs half. The
+server makes up to a second of it."""
+BEATS_STICKY = 2
+"""A turn that lasts for more beats gives that up: when its worker died, a take-over would wait for this too."""
+STEP_SECONDS_MAX = 3.0
+"""For a step of a workflow, which takes milliseconds. One whose worker died in it is taken by another after this."""
 WORKFLOWS_CACHED_MAX = 200
 SENDING_MAX = 64
 RPC_SECONDS_MAX = 5.0
@@ -168,6 +175,7 @@ class TemporalEngine:
             task_queue=self._settings.task_queue,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             start_signal=signal,
+            task_timeout=timedelta(seconds=STEP_SECONDS_MAX),
             rpc_timeout=timedelta(seconds=RPC_SECONDS_MAX),
         )
 
@@ -245,19 +253,17 @@ class TemporalEngine:
             self._workers.remove(worker)
 
     @activity.defn(name=ACTIVITY)
-    async def _activity(self, session_id: str, inherited: bool, alone: bool) -> str | None:
-        """Advance the session here, or say which host has its sandbox. `alone`: that one does not answer."""
+    async def _activity(self, session_id: str, inherited: bool, absent: str | None) -> str | None:
+        """Advance the session here, or say which host has its sandbox. `absent` is one that does not answer."""
         host = await self._around.host_of(session_id)
-        if host not in (None, self._host) and not alone:
+        if host not in (None, self._host, absent):
             return host
         inherited = inherited or activity.info().attempt > 1
         await self._end_older(session_id)
         run = self._runs[session_id] = _Run()
         run.task = asyncio.create_task(self._advance(session_id, run, inherited=inherited), name=session_id)
         try:
-            while not run.task.done():
-                activity.heartbeat()
-                await asyncio.wait([run.task], timeout=HEARTBEAT_SECONDS)
+            await self._beat(session_id, run.task)
             await run.task
         except asyncio.CancelledError:
             await _ended(run.task)
@@ -268,6 +274,26 @@ class TemporalEngine:
             if self._runs.get(session_id) is run:
                 del self._runs[session_id]
         return None
+
+    async def _beat(self, session_id: str, task: asyncio.Task[None]) -> None:
+        """Tell Temporal that the session is in good hands, as long as it is."""
+        for beat in count():
+            activity.heartbeat()
+            await asyncio.wait([task], timeout=HEARTBEAT_SECONDS)
+            if task.done():
+                return
+            if beat == BEATS_STICKY:
+                await self._let_anyone_step(session_id)
+
+    async def _let_anyone_step(self, session_id: str) -> None:
+        """Have the next step of the session's workflow taken by any worker, at once."""
+        execution = WorkflowExecution(workflow_id=session_id)
+        request = ResetStickyTaskQueueRequest(namespace=self._settings.namespace, execution=execution)
+        try:
+            limit = timedelta(seconds=HEARTBEAT_SECONDS)
+            await self._client.workflow_service.reset_sticky_task_queue(request, timeout=limit)
+        except RPCError as error:
+            log.info("workflow_still_sticky", session_id=session_id, reason=error.message)
 
     async def _end_older(self, session_id: str) -> None:
         """Temporal took the session from us and gave it back, and what we do for it has not noticed yet."""

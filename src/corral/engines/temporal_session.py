@@ -18,17 +18,23 @@ WORKFLOW = "corral-session"
 ACTIVITY = "corral-advance"
 LEFT = "Left"
 """The type of the error of a worker that stops in mid-turn."""
-HEARTBEAT_SECONDS_MAX = 2.5
-"""A worker that is silent for this long has lost the session."""
+HEARTBEAT_SECONDS_MAX = 2.8
+"""A worker that is silent for this long has lost the session. Five beats must fail to come for that."""
 HOST_SECONDS_MAX = 1.0
 """How long the host of a session's sandbox may take to fetch the turn before another one goes on without that sandbox.
-A host that lives has a request for it open at the server all the time, however busy it is."""
+A host that lives has a request for it open at the server all the time, however busy it is. Less would be no faster: the
+server reads its timers up to a second ahead, so one that is set when another fires takes a second at least."""
 RESTART_SECONDS_MAX = 2.0
 """The same for a host whose worker stopped in order: it may be started again, and finds the sandbox as it was."""
 TURN_DAYS_MAX = 365
 RETRY = RetryPolicy(
-    initial_interval=timedelta(seconds=0.1), backoff_coefficient=2, maximum_interval=timedelta(seconds=1)
+    initial_interval=timedelta(seconds=0.1),
+    backoff_coefficient=2,
+    maximum_interval=timedelta(seconds=1),
+    non_retryable_error_types=["TemporalTimeout:Heartbeat"],
 )
+"""Of what a worker says has failed. One that has fallen silent is for the workflow to see: the server's own retry would
+wait for a timer first, a second in which nothing happens."""
 
 
 def queue_of(task_queue: str, host: str) -> str:
@@ -63,12 +69,13 @@ class SessionWorkflow:
 
     async def _advance(self, session_id: str, host: str | None, *, inherited: bool) -> str | None:
         """One `advance`, where the session's sandbox is, as long as somebody answers there; answers where that was."""
-        task_queue, alone, host_seconds_max = workflow.info().task_queue, False, HOST_SECONDS_MAX
+        task_queue, host_seconds_max = workflow.info().task_queue, HOST_SECONDS_MAX
+        absent: str | None = None
         while True:
             try:
                 answer: str | None = await workflow.execute_activity(
                     ACTIVITY,
-                    args=[session_id, inherited, alone],
+                    args=[session_id, inherited, absent],
                     result_type=str | None,  # pyright: ignore[reportArgumentType]  # a type, if not a class
                     task_queue=queue_of(task_queue, host) if host else task_queue,
                     schedule_to_start_timeout=timedelta(seconds=host_seconds_max) if host else None,
@@ -77,10 +84,12 @@ class SessionWorkflow:
                     retry_policy=RETRY,
                 )
             except ActivityError as error:
-                if _left(error):
-                    alone, host_seconds_max = False, RESTART_SECONDS_MAX
-                elif host and _nobody_came(error):
-                    host, alone = None, True
+                if host and _timed_out(error, TimeoutType.SCHEDULE_TO_START):
+                    host, absent = None, host
+                elif _left(error):
+                    absent, host_seconds_max = None, RESTART_SECONDS_MAX
+                elif _timed_out(error, TimeoutType.HEARTBEAT):
+                    absent, host_seconds_max = None, HOST_SECONDS_MAX
                 else:
                     raise
                 inherited = True
@@ -90,8 +99,8 @@ class SessionWorkflow:
             host = answer  # the sandbox is there
 
 
-def _nobody_came(error: ActivityError) -> bool:
-    return isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START
+def _timed_out(error: ActivityError, how: TimeoutType) -> bool:
+    return isinstance(error.cause, TimeoutError) and error.cause.type is how
 
 
 def _left(error: ActivityError) -> bool:

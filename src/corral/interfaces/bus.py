@@ -48,6 +48,10 @@ class Bus(Protocol):
         """From now on, all facts of the session and previews of the given event types."""
         ...
 
+    def opened_at(self, session_id: str, seq: int) -> None:
+        """A reader who has subscribed has found the session's log at `seq` after that: what follows must reach it."""
+        ...
+
     def wants_previews(self, session_id: str) -> bool:
         """Whether anybody may be reading; if not, the harness need not make previews."""
         ...

@@ -118,6 +118,10 @@ class SharedBus:
             self._notices.previews.want(session_id)
         return subscription
 
+    def opened_at(self, session_id: str, seq: int) -> None:
+        """See `Bus`."""
+        self._notices.opened_at(session_id, seq)
+
     def wants_previews(self, session_id: str) -> bool:
         """See `Bus`."""
         return self._inner.wants_previews(session_id) or self._notices.previews.are_wanted(session_id)
@@ -216,6 +220,12 @@ class Notices:
         """A first stream of the session has been opened here."""
         self._followed[session_id] = _Followed()
         self._add(_Range(session_id, 0, INTEGER_MAX))
+
+    def opened_at(self, session_id: str, seq: int) -> None:
+        """What a stream has begun after. A look that had to wait for the database would find more than that."""
+        followed = self._followed.get(session_id)
+        if followed is not None and followed.at is None:
+            followed.at = followed.base = seq
 
     def _add(self, wanted: _Range) -> None:
         if len(self._ranges) >= WAITING_NOTICES_MAX:
@@ -324,7 +334,7 @@ class Notices:
             self._followed.pop(session_id, None)
         elif followed.at is None and low == 0:
             rows = await self._readers.fetch("session_seqs", [session_id])
-            followed.at = followed.base = rows[0]["seq"] if rows else 0
+            self.opened_at(session_id, rows[0]["seq"] if rows else 0)
         elif followed.at is None:
             followed.at = followed.base = low - 1
             await self._show_rows(session_id, followed, low - 1, high)
