@@ -42,9 +42,7 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_SECONDS = 0.5
 STICKY_SECONDS_MAX = 0.3
 """How long a workflow's step waits for the worker that took the last one, and has it in memory: then it costs half. The
-server makes up to a second of it."""
-BEATS_STICKY = 2
-"""A turn that lasts for more beats gives that up: when its worker died, a take-over would wait for this too."""
+server makes up to a second of it. A turn that outlasts a beat gives that up, or its take-over would wait for it too."""
 STEP_SECONDS_MAX = 3.0
 """For a step of a workflow, which takes milliseconds. One whose worker died in it is taken by another after this."""
 WORKFLOWS_CACHED_MAX = 200
@@ -282,7 +280,7 @@ class TemporalEngine:
             await asyncio.wait([task], timeout=HEARTBEAT_SECONDS)
             if task.done():
                 return
-            if beat == BEATS_STICKY:
+            if beat == 0:
                 await self._let_anyone_step(session_id)
 
     async def _let_anyone_step(self, session_id: str) -> None:
