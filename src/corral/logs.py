@@ -11,7 +11,7 @@ import logging
 import sys
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor, WrappedLogger
 
 from corral.config_sections import LogSettings
 
@@ -50,5 +50,23 @@ def _renderer(settings: LogSettings) -> Processor:
     if form == "json":
         return structlog.processors.JSONRenderer()
     if form == "logfmt":
-        return structlog.processors.LogfmtRenderer()
+        return _logfmt
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+
+
+_render = structlog.processors.LogfmtRenderer()
+
+
+def _logfmt(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    """One line, whatever is in it: paths and names are what strangers sent, and terminals obey control characters."""
+    shown = {key: _visible(value) if isinstance(value, str) else value for key, value in event.items()}
+    return _render(logger, method, shown)
+
+
+def _visible(text: str) -> str:
+    if text.isprintable():
+        return text
+    # Line breaks are the renderer's, which writes them as `\n`.
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii") for each in text
+    )

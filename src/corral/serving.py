@@ -15,6 +15,7 @@ import anyio
 import msgspec
 import uvicorn
 
+from corral.api.heads import BoundedHeads
 from corral.app.server import Corral
 from corral.config import Settings
 from corral.errors import MachineUnfit
@@ -79,7 +80,7 @@ async def serving(corral: Corral, listener: socket.socket) -> AsyncGenerator[str
     config = uvicorn.Config(
         corral.app,
         loop="none",
-        http="httptools",
+        http=BoundedHeads,
         ws="none",
         lifespan="off",
         log_config=None,

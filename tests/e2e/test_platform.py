@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import anthropic
 import httpx2
@@ -117,3 +119,41 @@ def test_models_are_listed_with_what_they_can_do(client: Anthropic) -> None:
     assert "priced" in [model.id for model in models]
     with pytest.raises(anthropic.NotFoundError):
         client.models.retrieve("no-such-model")
+
+
+def raw(server: ServerProcess) -> socket.socket:
+    """A connection, for what no client would send."""
+    port = httpx2.URL(server.base_url).port
+    assert port is not None
+    return socket.create_connection(("127.0.0.1", port), timeout=CLIENT_SECONDS_MAX)
+
+
+@pytest.mark.requirement("F159")
+@pytest.mark.parametrize("begun", [b"GET /v1/agents HTTP/1.1\r\nhost: x\r\nx-endless: ", b"GET /v1/agents?"])
+def test_a_head_without_end_is_not_gathered(live: ServerProcess, begun: bytes) -> None:
+    """No key is needed to send one."""
+    with raw(live) as connection:
+        connection.sendall(begun)
+        refused = b""
+        with suppress(ConnectionError):
+            for _ in range(64):
+                connection.sendall(b"x" * 65_536)
+            pytest.fail("four megabytes of head were taken")
+        with suppress(ConnectionError):
+            refused = connection.recv(4_096)
+        assert not refused or refused.startswith(b"HTTP/1.1 400 ")
+    assert get(live, x_api_key=API_KEY, x_long="x" * 30_000, **BETA).status_code == 200
+
+
+@pytest.mark.requirement("F156")
+def test_a_url_cannot_write_into_the_log(live: ServerProcess) -> None:
+    hostile = "forged%0d%0alevel=error%1b%5b2Jevent=%e2%80%a8boom%c2%85%20%22"
+    with raw(live) as connection:
+        connection.sendall(f"GET /v1/{hostile} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        assert connection.recv(4_096).startswith(b"HTTP/1.1 404 ")
+        while connection.recv(4_096):
+            pass
+    get(live, "/healthz")  # written after the answer, and before the next one
+    with (live.directory / "server.log").open(encoding="utf-8", newline="") as log:
+        (line,) = (each for each in log.read().split("\n") if "forged" in each)
+    assert line.isprintable() and "event=request" in line
