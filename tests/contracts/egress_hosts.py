@@ -28,6 +28,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
+    def do_TRACE(self) -> None:
+        assert isinstance(self.server, Host)
+        self.server.authorizations.append(self.headers.get("authorization"))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_DELETE = do_TRACE
+
     def do_GET(self) -> None:
         assert isinstance(self.server, Host)
         self.server.seen.append(f"{self.headers['host']} {self.path}")

@@ -150,6 +150,9 @@ async def test_passwords_of_package_indexes_are_added_outside_and_only_there(roo
         basic = base64.b64encode(f"someone:{PASSWORD}".encode()).decode()
         assert world.plain.authorizations == [f"Basic {basic}"]
         assert await shell(f"curl -sS -u me:mine {bare}") == "hello from plain"
+        for method in ("DELETE", "TRACE"):
+            await shell(f"curl -sS -X {method} {bare}")
+            assert world.plain.authorizations.pop() is None
         assert await shell(
             f"curl -sS https://{ALLOWED}:{world.allowed.port}/"
         ) == "curl: (56) CONNECT tunnel failed, " + ("response 403\nexit 56")
@@ -161,6 +164,16 @@ async def test_passwords_of_package_indexes_are_added_outside_and_only_there(roo
         for each in (shell, other):
             looked = await each(f"grep -rls {PASSWORD} /opt /etc /proc/*/environ ~ /workspace 2>/dev/null | head")
             assert looked in ("(no output)", "exit 2"), looked
+
+
+@bounded
+async def test_a_password_for_https_is_not_sent_in_the_clear(root: Path, world: Hosts) -> None:
+    index = f"https://someone:{PASSWORD}@{ALLOWED}:{world.plain.port}/simple"
+    async with serving(root, world.settings(machine={"PIP_INDEX_URL": index, "HOME": str(root)})) as server:
+        shell = await server.open("sesn_1", Recipe(networking=Limited(allow_package_managers=True)))
+        for how in ("", "--proxytunnel"):
+            assert await shell(f"curl -sS {how} http://{ALLOWED}:{world.plain.port}/") == "hello from plain"
+        assert world.plain.authorizations == [None, None]
 
 
 HOLD = """

@@ -18,7 +18,7 @@ PRIVATE = [
     "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "100.100.100.200",
     "168.63.129.16", "0.0.0.0", "224.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "::1", "::", "fe80::1",
     "fc00::1", "fd00:ec2::254", "ff02::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::",
-    "2001:0:7f00:1::", "::127.0.0.1", "2001:db8::1",
+    "2001:0:7f00:1::", "::127.0.0.1", "2001:db8::1", "fec0::1", "::ffff:0:7f00:1", "1::1", "5f00::1", "4000::1",
 ]  # fmt: skip
 LABELS = st.from_regex(r"[a-z][a-z0-9]{0,10}", fullmatch=True)
 NAMES = st.lists(LABELS, min_size=2, max_size=4).map(".".join)
@@ -36,7 +36,9 @@ def test_addresses_that_are_not_public_are_refused_unless_the_operator_allows_th
     assert Ground(allowed_private=(text,)).refuses(address, 80, own=False) is None
 
 
-@pytest.mark.parametrize("text", ["1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "64:ff9b::101:101"])
+@pytest.mark.parametrize(
+    "text", ["1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "64:ff9b::101:101", "::ffff:1.1.1.1"]
+)
 def test_public_addresses_are_not_refused(text: str) -> None:
     assert Ground().refuses(ip_address(text), 443, own=False) is None
 

@@ -122,12 +122,24 @@ def test_passwords_stay_outside(tmp_path: Path) -> None:
     assert managers.variables["npm_config_registry"] == "http://npm.corp.test:4873/"
     assert managers.variables["GOPROXY"] == "https://go.corp.test"
     given = {(each.host, each.port): each.authorization for each in managers.credentials}
+    assert {each.host for each in managers.credentials if not each.tls} == {"npm.corp.test"}
     pairs = {name: "Basic " + base64.b64encode(pair).decode() for name, pair in PAIRS.items()}
     assert given == {
         ("pip.corp.test", 443): pairs["pip"],
         ("npm.corp.test", 4873): pairs["npm"],
         ("go.corp.test", 443): pairs["go"],
     }
+
+
+@pytest.mark.parametrize("password", ["a,b", "a'b", "a|b", 'a"b', "a<b>c", "a@b"])
+def test_a_password_stays_outside_whatever_is_in_it(tmp_path: Path, password: str) -> None:
+    for variable in ("PIP_INDEX_URL", "npm_config_registry", "GOPROXY"):
+        managers = found(tmp_path, {}, **{variable: f"https://me:{password}@own.corp.test/x"})
+        assert managers.variables[variable] == "https://own.corp.test/x"
+        pair = base64.b64encode(f"me:{password}".encode()).decode()
+        assert [each.authorization for each in managers.credentials] in ([f"Basic {pair}"], [])
+    listed = found(tmp_path, {}, GOPROXY=f"https://a.corp.test,git+ssh://me:{password}@b.corp.test|off").variables
+    assert listed["GOPROXY"] == "https://a.corp.test,git+ssh://b.corp.test|off"
 
 
 PAIRS = {"pip": b"me:p@ss", "npm": b"npm:n-pass", "go": b"token:"}

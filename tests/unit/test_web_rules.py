@@ -136,6 +136,21 @@ def test_domains_match_hosts_below_them_and_paths_by_whole_segments() -> None:
     assert not domains_refuse(parsed("https://example.com/"), None, None)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/docs/../private", "/docs/%2e%2e/private", "/docs/..%2fprivate", "/docs/x/../../private", "/docs/..%5cprivate"],
+)
+def test_a_path_that_leads_out_of_what_is_allowed_is_refused(path: str) -> None:
+    assert domains_refuse(parsed(f"https://example.com{path}"), ["example.com/docs"], None)
+    assert not domains_refuse(parsed("https://example.com/docs/a/../b"), ["example.com/docs"], None)
+
+
+@pytest.mark.parametrize("path", ["/private", "/%70rivate/x", "//private", "/docs/../private/", "/./private"])
+def test_a_path_that_is_blocked_is_so_however_it_is_written(path: str) -> None:
+    assert domains_refuse(parsed(f"https://example.com{path}"), None, ["example.com/private"])
+    assert not domains_refuse(parsed("https://example.com/private2"), None, ["example.com/private"])
+
+
 def test_a_url_has_one_form() -> None:
     assert parsed("HTTP://EXAMPLE.com.:80") == Url("http", "example.com", 80, "/")
     assert str(parsed("https://example.com:443/a b#part".replace(" ", "%20"))) == "https://example.com/a%20b"

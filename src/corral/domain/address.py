@@ -14,7 +14,7 @@ Source: the API's public documentation; RFC 6890 (special addresses).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +23,11 @@ from corral.domain.host import Address, as_address, embedded, shown
 
 METADATA = frozenset(map(ip_address, ("169.254.169.254", "168.63.129.16", "100.100.100.200", "fd00:ec2::254")))
 """Where clouds answer questions about a machine, credentials included; one of them looks like any public address."""
+
+GIVEN_OUT = IPv6Network("2000::/3")
+"""The unicast addresses of IPv6 that registries give out: https://www.iana.org/assignments/ipv6-address-space"""
+STANDING_FOR_IPV4 = tuple(map(IPv6Network, ("64:ff9b::/96", "::ffff:0:0/96")))
+"""Whose IPv4 addresses `embedded` finds."""
 
 
 class Refusal(NamedTuple):
@@ -62,7 +67,7 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
             return Refusal("metadata_address", f"{place} answers for the machine's cloud, and is refused.{operator}")
         if own:
             return Refusal("own_address", f"{place} is the machine that this server runs on.{operator}")
-        if not all(each.is_global and not each.is_multicast for each in faces):
+        if not all(map(_is_public, faces)):
             return Refusal("private_address", f"{place} is not an address of the public internet.{operator}")
         return None
 
@@ -100,6 +105,15 @@ def goes_direct(host: str, port: int, entry: str) -> bool:
             return False
     domain = name.removeprefix("*").removeprefix(".")
     return bool(domain) and (host == domain or host.endswith(f".{domain}"))
+
+
+def _is_public(address: Address) -> bool:
+    """Whether it is of the public internet, or another way to write an address that is judged beside it.
+
+    Of IPv6, only what has been given out: libraries call the rest global too, old site-local networks among it."""
+    if address.version == 6 and address not in GIVEN_OUT:
+        return any(address in network for network in STANDING_FOR_IPV4)
+    return address.is_global and not address.is_multicast
 
 
 def _any_within(addresses: Iterable[Address], networks: Sequence[str]) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from posixpath import normpath
 from typing import Literal, NamedTuple, TypeAlias
+from urllib.parse import unquote
 
 import msgspec
 
@@ -129,16 +131,24 @@ def check_domains(domains: Collection[str], path: str, *, with_path: bool) -> No
 def domains_refuse(url: Url, allowed: Collection[str] | None, blocked: Collection[str] | None) -> bool:
     """Whether lists of domains, of which at most one is given, keep a URL out."""
     if allowed is not None:
-        return not any(_within(url, domain) for domain in allowed)
-    return any(_within(url, domain) for domain in blocked or ())
+        # Servers that decode a path see another one, and both must be where they may be.
+        return not any(all(_within(url, path, domain) for path in _paths(url)) for domain in allowed)
+    return any(_within(url, path, domain) for domain in blocked or () for path in _paths(url))
 
 
-def _within(url: Url, domain: str) -> bool:
+def _paths(url: Url) -> set[str]:
+    """The URL's path as it is written, and as servers may read it: decoded, its `..` followed, `//` as one."""
+    written = url.target.partition("?")[0]
+    read = unquote(written).replace("\\", "/")
+    return {written, normpath("/" + read.lstrip("/")) + ("/" if read.endswith("/") else "")}
+
+
+def _within(url: Url, path: str, domain: str) -> bool:
     host, slash, suffix = domain.partition("/")
     host = host.lower()
     if url.host != host and not url.host.endswith(f".{host}"):
         return False
-    path, inner = url.target.partition("?")[0], f"/{suffix}".rstrip("/")
+    inner = f"/{suffix}".rstrip("/")
     return not slash or path == inner or path.startswith(f"{inner}/")
 
 

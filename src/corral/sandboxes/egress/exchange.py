@@ -225,7 +225,7 @@ class Exchange:
         request, origin, back = asked.request, asked.origin, upstream.line
         websocket = wants_websocket(request.headers)
         headers = end_to_end(list(request.headers), upgrading=websocket)
-        headers = self._rules.rewriting.headers(origin, self._rules.policy, headers)
+        headers = self._rules.rewriting.headers(origin, self._rules.policy, request.method, headers)
         treatment = self._rules.secrets.towards(origin)
         body = Outgoing()
         if treatment is not None:
@@ -439,7 +439,7 @@ def _by_url(request: h11.Request) -> Asked | Refusal:
 
 def _in_tunnel(request: h11.Request, origin: Origin) -> Asked | Refusal:
     """A request as clients make it to a host."""
-    if request.method == b"CONNECT" or not request.target.startswith((b"/", b"*")):
+    if request.method == b"CONNECT" or not (request.target == b"*" or request.target.startswith(b"/")):
         return Refusal("bad_request", "Requests in a tunnel are for a path.")
     return _fronted(request, origin) or Asked(request, origin, request.target)
 

@@ -23,6 +23,8 @@ class Credential(msgspec.Struct, frozen=True):
 
     host: str
     port: int
+    tls: bool
+    """What is given for https is not sent in the clear, though the host may listen for both on one port."""
     authorization: str
 
 

@@ -33,7 +33,9 @@ HOSTS = tuple(
     "proxy.golang.org sum.golang.org storage.googleapis.com "
     "deb.debian.org security.debian.org archive.ubuntu.com security.ubuntu.com ports.ubuntu.com".split()
 )
-URL = re.compile(r"(?:https?|sparse\+https?)://[^\s'\"<>|,]+", re.IGNORECASE)
+URL = re.compile(r"(?:https?|sparse\+https?)://(?:[^\s/?#@]*@)?[^\s'\"<>|,]+", re.IGNORECASE)
+"""A comma ends one in a list, and may stand in a password."""
+USER = re.compile(r"(?<=://)[^\s/?#]*@")
 GEM_SOURCES = re.compile(r"^:?sources:[ \t]*\n((?:[ \t]*-[^\n]*(?:\n|$))+)", re.MULTILINE)
 FILE_BYTES_MAX = 1024 * 1024
 CARGO_CONFIG = "/.cargo/config.toml"
@@ -99,7 +101,8 @@ def _credential(url: SplitResult) -> Credential | None:
         return None
     pair = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
     port = found[1] or (80 if url.scheme == "http" else 443)
-    return Credential(found[0], port, f"Basic {base64.b64encode(pair).decode('ascii')}")
+    authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
+    return Credential(found[0], port, not url.scheme.lower().endswith("http"), authorization)
 
 
 def _bare(text: str) -> str:
@@ -110,7 +113,8 @@ def _bare(text: str) -> str:
         # What cannot be read may hold a password all the same.
         return "" if url is None else match[0].replace(url.netloc, url.netloc.rpartition("@")[2], 1)
 
-    return URL.sub(strip, text)
+    # Whatever else looks like it is of no use without being read, and no secret once it is gone.
+    return USER.sub("", URL.sub(strip, text))
 
 
 # ------------------------------------------------------------------------------------------------------- pip
