@@ -342,13 +342,18 @@ def remove_tree(path: Path) -> None:
         return
     rm, chmod = shutil.which("rm") or "/bin/rm", shutil.which("chmod") or "/bin/chmod"
     command = [rm, "-rf", "--one-file-system", "--", str(path)]
-    subprocess.run(command, check=False, capture_output=True)
+    _run(command)
     if os.path.lexists(path):
         # A directory without permissions cannot be emptied, except by root.
-        subprocess.run([chmod, "-R", "u+rwX", "--", str(path)], check=False, capture_output=True)
-        subprocess.run(command, check=False, capture_output=True)
+        _run([chmod, "-R", "u+rwX", "--", str(path)])
+        _run(command)
     if os.path.lexists(path):
         raise SandboxUnavailable("Some files of the sandbox could not be removed.")
+
+
+def _run(command: list[str]) -> None:
+    # What it complains of is not kept: whole paths, of any length and number, that a sandbox has chosen.
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def start_ticks(pid: int) -> int | None:

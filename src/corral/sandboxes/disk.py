@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import NamedTuple
 BLOCK_BYTES = 512
 COUNT_SECONDS_MAX = 60.0
 FIRST_COUNT_SECONDS = 1.0
+PIECE_BYTES = 64 * 1024
+DENIED = b"Permission denied"
 MAPPED_AND_DELETED = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.M
 )
@@ -87,21 +90,36 @@ def _count(place: Path) -> Space | None:
     numbers: list[int] = []
     for unit in ("--block-size=1", "--inodes"):
         try:
-            done = subprocess.run(
-                ["du", "--summarize", "--one-file-system", unit, "--", str(place)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=COUNT_SECONDS_MAX,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            words = _said(["env", "LC_ALL=C", "du", "--summarize", "--one-file-system", unit, "--", str(place)])
+        except OSError:
             return None
-        words = done.stdout.split()
-        # A file that goes while we count is no reason for distrust; a directory that is closed to us is.
-        if not words or b"ermission denied" in done.stderr:
+        if not words:
             return None
         numbers.append(int(words[0]))
     return Space(*numbers)
+
+
+def _said(command: list[str]) -> list[bytes]:
+    """What `du` answers; nothing when it was denied something or took too long.
+
+    Its complaints are looked through and not kept: each names a whole path, of any length, and there may be one for
+    each directory."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        patience = threading.Timer(COUNT_SECONDS_MAX, process.kill)
+        patience.start()
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            seen = b""
+            while piece := process.stderr.read(PIECE_BYTES):
+                seen = seen[-len(DENIED) :] + piece
+                # A file that goes while we count is no reason for distrust; a directory that is closed to us is.
+                if DENIED in seen:
+                    process.kill()
+                    return []
+            answer = process.stdout.read(PIECE_BYTES).split()
+            return answer if process.wait() >= 0 else []
+        finally:
+            patience.cancel()
 
 
 def _unlinked(device: int, daemon: int) -> Iterator[int]:
