@@ -19,10 +19,10 @@ from typing import Annotated, TypeVar
 
 import anyio
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from corral import config
+from corral.commands.terminal import Terminal
 from corral.config_sections import LogSettings
 from corral.errors import CorralError
 from corral.logs import log_as
@@ -42,8 +42,8 @@ vault_app = typer.Typer(help="Keep credentials for agents, on a running server."
 app.add_typer(vault_app, name="vault")
 base_app = typer.Typer(help="Make, import and list what sandboxes see as their system.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal(highlight=False, soft_wrap=True)
+err = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 DataDir = Annotated[Path | None, typer.Option(help="Where sessions, keys and the database live.", show_default=False)]
 Database = Annotated[

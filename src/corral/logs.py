@@ -14,6 +14,7 @@ import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
 from corral.config_sections import LogSettings
+from corral.domain.visible import visible
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -58,15 +59,6 @@ _render = structlog.processors.LogfmtRenderer()
 
 
 def _logfmt(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    """One line, whatever is in it: paths and names are what strangers sent, and terminals obey control characters."""
-    shown = {key: _visible(value) if isinstance(value, str) else value for key, value in event.items()}
+    """One line, whatever is in it: paths and names are what strangers sent. The renderer escapes line breaks."""
+    shown = {key: visible(value) if isinstance(value, str) else value for key, value in event.items()}
     return _render(logger, method, shown)
-
-
-def _visible(text: str) -> str:
-    if text.isprintable():
-        return text
-    # Line breaks are the renderer's, which writes them as `\n`.
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii") for each in text
-    )

@@ -15,10 +15,10 @@ import anyio
 import msgspec
 import uvicorn
 
-from corral.api.heads import BoundedHeads
 from corral.app.server import Corral
 from corral.config import Settings
 from corral.errors import MachineUnfit
+from corral.heads import BoundedHeads
 
 GRACE_SECONDS = 5
 BACKLOG = 2_048

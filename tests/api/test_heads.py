@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from corral.api.heads import BoundedHeads
+from corral.heads import BoundedHeads
 
 pytestmark = [pytest.mark.anyio, pytest.mark.requirement("F159")]
 SECONDS_MAX = 60.0

@@ -250,6 +250,10 @@ SPOILT: dict[str, tuple[list[Json | bytes], str]] = {
         "line 3: event.processed_at: earlier",
     ),
     "twice": ([AGENT, SESSION, AGENT, SESSION, event_line()], "line 4: session sesn_1 exists already"),
+    "nested too deeply": (
+        [b'{"type": "agent", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"],
+        "line 1: nested too deeply",
+    ),
     "name taken": ([ENVIRONMENT, {**ENVIRONMENT, "id": "env_2"}], "line 2: another environment is named 'place'"),
 }
 

@@ -58,6 +58,8 @@ class At:
         match error:
             case Invalid() if not error.message.startswith("line "):
                 raise Invalid(f"line {self._number}: {self._prefix}{error.message}") from error
+            case RecursionError():
+                raise Invalid(f"line {self._number}: {self._prefix}nested too deeply") from error
             case msgspec.DecodeError():
                 raise Invalid(f"line {self._number}: {self._prefix}{_path_first(str(error))}") from error
             case _:

@@ -1,7 +1,7 @@
 """Heads of requests, bounded in size and time before anybody knows whose they are.
 
 uvicorn's parser is fast and takes whatever comes: a header without end is gathered for ever, each piece copied anew,
-and a connection that says nothing is kept. Bodies have limits of their own in `call.py`, where callers are known.
+and a connection that says nothing is kept. Bodies have limits of their own in `api/call.py`, where callers are known.
 """
 
 from __future__ import annotations
