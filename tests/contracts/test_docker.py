@@ -21,6 +21,7 @@ from corral.errors import MachineUnfit, SandboxUnavailable
 from corral.interfaces.sandbox import Sandbox, SandboxCall
 from corral.sandboxes.directory import SessionDirectory
 from corral.sandboxes.docker import SERVER_LABEL, SESSION_LABEL, DockerSandboxes
+from corral.sandboxes.docker_container import variables
 from corral.sandboxes.docker_engine import EngineApi
 from corral.sandboxes.seccomp_profile import all_but, profile
 from tests import docker_engine
@@ -101,6 +102,20 @@ def test_the_profile_refuses_what_is_not_named() -> None:
     }
     assert {"read", "execve", "futex", "openat"} <= allowed
     assert not allowed & {"mount", "ptrace", "bpf", "io_uring_setup", "clone", "clone3", "socket", "ioctl", "keyctl"}
+
+
+def test_what_an_image_sets_holds_inside_behind_what_is_installed() -> None:
+    image = {
+        "PATH": "/image/bin",
+        "GEM_HOME": "/image/gems",
+        "NODE_PATH": "/image/js",
+        "HOME": "/root",
+        "COLOUR": "green",
+    }
+    inside = variables(image)
+    assert inside["PATH"].startswith("/home/agent/.local/bin:") and "/pip/bin:/image/bin:" in inside["PATH"]
+    assert inside["GEM_PATH"].endswith("/gem:/image/gems:") and inside["NODE_PATH"].endswith("/node_modules:/image/js")
+    assert (inside["HOME"], inside["COLOUR"]) == ("/home/agent", "green")
 
 
 # ---------------------------------------------------------------------------------------------- with an engine
