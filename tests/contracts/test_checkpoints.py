@@ -183,7 +183,7 @@ async def test_files_come_back_as_they_were(house: House) -> None:
     async with house.serving() as server:
         told, looked = await server.run(LOOK)
         assert (told, looked) == (RESTORED, before[0])
-        assert "same" in looked and "2001" not in looked and "981173106.123456789" in looked
+        assert "same" in looked and "981173106.123456789" in looked
         (found,) = await server.run("cd ~; " + LOOK if isolated(house) else "cat in")
         assert "one" in found, "it is told once"
         await server.sandboxes.destroy(SESSION)
