@@ -20,6 +20,12 @@ def create(server: Server, **fields: Any) -> Any:
     return server.client.beta.agents.create(**body)
 
 
+def mcp(url: str, **toolset: Any) -> Any:
+    """Fields of an agent with one MCP server."""
+    tools = [{"type": "mcp_toolset", "mcp_server_name": "s", **toolset}]
+    return {"mcp_servers": [{"type": "url", "name": "s", "url": url}], "tools": tools}
+
+
 def test_a_new_agent_echoes_every_default(server: Server) -> None:
     response = server.http.post("/v1/agents", json={"name": "helper", "model": "claude-opus-5-5"})
     agent = response.json()
@@ -211,6 +217,10 @@ def test_another_workspace_sees_nothing(server: Server) -> None:
             "tools.0.input_schema.$ref",
         ),
         ({"model": "m", "name": "n", "mcp_servers": [{"type": "url", "name": "s", "url": "https://s"}]}, "mcp_servers"),
+        ({"model": "m", "name": "n", **mcp("https://[s/")}, "mcp_servers.0.url"),
+        ({"model": "m", "name": "n", **mcp("https://s:99999/")}, "mcp_servers.0.url"),
+        ({"model": "m", "name": "n", **mcp("https:///mcp")}, "mcp_servers.0.url"),
+        ({"model": "m", "name": "n", **mcp("https://s/a b")}, "mcp_servers.0.url"),
         ({"model": "m", "name": "n", "skills": [{"type": "custom", "skill_id": "s"}]}, "skills"),
         ({"model": "m", "name": "n", "multiagent": {"type": "coordinator", "agents": []}}, "multiagent"),
         ({"model": "m", "name": "n", "multiagent": {}}, "multiagent"),
@@ -218,8 +228,7 @@ def test_another_workspace_sees_nothing(server: Server) -> None:
             {
                 "model": "m",
                 "name": "n",
-                "mcp_servers": [{"type": "url", "name": "s", "url": "https://s"}],
-                "tools": [{"type": "mcp_toolset", "mcp_server_name": "s", "configs": [{"name": "x" * 129}]}],
+                **mcp("https://s", configs=[{"name": "x" * 129}]),
             },
             "tools.0.configs.0.name",
         ),

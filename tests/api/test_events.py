@@ -125,6 +125,8 @@ def test_one_bad_event_refuses_the_whole_request(world: World) -> None:
             [{"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}],
             "events.0.content.0.source.url: ",
         ),
+        ([{"type": "image", "source": {"type": "url", "url": "https://a b/"}}], "events.0.content.0.source.url: "),
+        ([{"type": "image", "source": {"type": "url", "url": "https://[a/"}}], "events.0.content.0.source.url: "),
         ([{"type": "image", "source": {"type": "file", "file_id": "file_1"}}], "events.0.content.0.source.file_id: "),
         (
             [{"type": "document", "source": {"type": "file", "file_id": "file_1"}}],

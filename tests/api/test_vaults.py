@@ -243,6 +243,11 @@ def test_two_spellings_of_a_url_are_one(one: str, other: str) -> None:
     assert normal_url(one) == normal_url(other)
 
 
+@pytest.mark.parametrize("text", ["https://[s/", "https://s:99999", "nonsense", ""])
+def test_what_is_no_url_is_like_itself(text: str) -> None:
+    assert normal_url(text) == text
+
+
 def test_paths_and_ports_tell_servers_apart() -> None:
     urls = ["https://a/mcp", "https://a/MCP", "http://a/mcp", "https://a:444/mcp", "https://a/mcp?x=1"]
     assert len({normal_url(url) for url in urls}) == len(urls)

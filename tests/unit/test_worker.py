@@ -11,13 +11,16 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 
 from corral.config_sections import SandboxSettings
 from corral.domain import event as ev
 from corral.domain import intake
+from corral.domain.agent import McpServer
 from corral.engines.bus import LocalBus
 from corral.engines.signals import LocalSignal
+from corral.harness.recipe import recipe
 from corral.harness.worker import Harness
 from corral.interfaces.event_log import Committed, Decide, Decision, EventLog
 from corral.sandboxes.process import ProcessSandboxes
@@ -164,3 +167,12 @@ async def test_what_a_result_began_with_an_interrupt_is_not_begun_again(*, signa
         ]
         assert await count(world, "agent.tool_result") == 2
         assert (await world.state()).status == "idle"
+
+
+async def test_an_mcp_server_whose_url_is_none_does_not_keep_a_session_from_its_sandbox() -> None:
+    store = EphemeralStore(LocalBus(frames_max=100, bytes_max=1 << 20), SystemClock())
+    session = make.session()
+    await store.records.put(make.environment(session))
+    servers = (McpServer(name="bad", url="https://[s/"), McpServer(name="good", url="https://u:p@s:8443/mcp"))
+    session = msgspec.structs.replace(session, agent=msgspec.structs.replace(session.agent, mcp_servers=servers))
+    assert (await recipe(store.records, session)).mcp_hosts == ("s:8443",)

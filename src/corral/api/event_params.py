@@ -29,6 +29,7 @@ from corral.domain.content import (
     UrlSource,
 )
 from corral.domain.ids import new_id
+from corral.domain.url import is_url
 from corral.errors import Invalid
 
 BLOCKS_MAX = 1_000
@@ -221,5 +222,5 @@ def _check_base64(data: str, path: str) -> None:
 
 
 def _check_url(url: str, path: str) -> None:
-    if not url.startswith(("https://", "http://")) or not 10 <= len(url) <= URL_CHARACTERS_MAX:
+    if len(url) > URL_CHARACTERS_MAX or not is_url(url):
         raise Invalid(f"{path}.url: must be an http or https URL of at most {URL_CHARACTERS_MAX} characters")

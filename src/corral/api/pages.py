@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from corral.api.periods import Moment
 from corral.domain.query import Record, RecordsQuery
 from corral.errors import Invalid
 from corral.interfaces.records import Records
@@ -38,7 +39,7 @@ class Cursor(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Which list."""
     binding: str
     """Digest of the order and filters."""
-    at: datetime | None = None
+    at: Moment | None = None
     """Creation time of the row to go on behind, in lists that are sorted by it."""
     id: str = ""
     """Its id."""

@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from corral.domain import metadata as metadata_rules
 from corral.domain.toolset import McpToolset, ToolEntry, ToolParams, Wire, fill
+from corral.domain.url import is_url
 from corral.errors import Conflict, Invalid
 
 NAME_CHARACTERS_MAX = 256
@@ -306,8 +307,8 @@ def check_mcp(servers: tuple[McpServer, ...], tools: tuple[ToolEntry, ...]) -> N
     for index, server in enumerate(servers):
         check_length(f"mcp_servers.{index}.name", server.name, 1, 255)
         check_length(f"mcp_servers.{index}.url", server.url, 1, 2_048)
-        if not server.url.startswith(("http://", "https://")):
-            raise Invalid(f"mcp_servers.{index}.url: must start with http:// or https://")
+        if not (server.url.startswith(("http://", "https://")) and is_url(server.url)):
+            raise Invalid(f"mcp_servers.{index}.url: must be a URL that starts with http:// or https://")
         if server.name in names:
             raise Invalid(f"mcp_servers.{index}.name: duplicate server `{server.name}`")
         names.add(server.name)

@@ -37,6 +37,7 @@ from corral.domain.credential_params import (
     StaticBearerUpdate,
 )
 from corral.domain.environment import HOST
+from corral.domain.url import is_url
 from corral.domain.vault import check_display_name
 from corral.errors import Invalid
 
@@ -257,7 +258,11 @@ def _check_secret(auth: Auth, secret: SecretHalf) -> None:
 
 
 def normal_url(url: str) -> str:
-    """The URL in the form that two spellings of one server share: case, default port and trailing slash aside."""
+    """The URL in the form that two spellings of one server share: case, default port and trailing slash aside.
+
+    What is no URL, as an agent from elsewhere may name, is like itself alone."""
+    if not is_url(url):
+        return url
     parts = urlsplit(url)
     scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
     if ":" in host:

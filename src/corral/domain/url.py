@@ -74,6 +74,15 @@ def parsed(text: str) -> Url:
     return Url(split.scheme, where[0], where[1] or PORTS[split.scheme], _target(split))
 
 
+def is_url(text: str) -> bool:
+    """Whether somebody else may be asked to connect there: http or https, with a host, and a port that there can be."""
+    try:
+        split = urlsplit(text)
+        return split.scheme in PORTS and bool(split.hostname) and split.port != 0 and not UNREADABLE.search(text)
+    except ValueError:
+        return False
+
+
 def _target(split: SplitResult) -> str:
     query = f"?{split.query}" if split.query else ""
     return quote((split.path or "/") + query, safe=KEPT)

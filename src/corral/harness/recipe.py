@@ -11,6 +11,7 @@ import msgspec
 
 from corral.domain.environment import ENVIRONMENT_KIND, Environment, Recipe
 from corral.domain.session import Session
+from corral.domain.url import is_url
 from corral.errors import NotFound, SandboxUnavailable
 from corral.interfaces.records import Records
 
@@ -23,5 +24,7 @@ async def recipe(records: Records, session: Session) -> Recipe:
         raise SandboxUnavailable("The session's environment was deleted, so it gets no new sandbox.") from error
     environment = msgspec.json.decode(record.body, type=Environment)
     config = environment.config
-    hosts = tuple(sorted({urlsplit(server.url).netloc.rpartition("@")[2] for server in session.agent.mcp_servers}))
+    # Of a session from elsewhere a URL may be none; then connecting to it says so.
+    urls = (server.url for server in session.agent.mcp_servers if is_url(server.url))
+    hosts = tuple(sorted({urlsplit(url).netloc.rpartition("@")[2] for url in urls}))
     return Recipe(networking=config.networking, packages=config.packages, mcp_hosts=hosts, environment=environment.name)
