@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import platform
+import resource
 import signal
 import socket
 import sys
@@ -168,6 +169,15 @@ def own_setuid_program_gains() -> bool:
         os.waitpid(child, 0)
 
 
+def can_limit_the_daemon() -> bool:
+    """Set what is set already: with less CPU time than it has used, the kernel would end it, and all else with it."""
+    try:
+        resource.prlimit(1, resource.RLIMIT_CORE, resource.prlimit(1, resource.RLIMIT_CORE))
+    except OSError:
+        return False
+    return True
+
+
 def can_list(path: str) -> bool:
     try:
         os.listdir(path)
@@ -251,6 +261,8 @@ ATTACKS: dict[str, Callable[[], bool]] = {
     "read the daemon's environment": lambda: can_read("/proc/1/environ"),
     "see the daemon's maps": lambda: can_read("/proc/1/maps"),
     "enter the daemon's root": lambda: can_list("/proc/1/root") or can_list("/proc/1/cwd"),
+    "lower the daemon's limits": can_limit_the_daemon,
+    "register for the host's pressure": lambda: can_open("/proc/pressure/cpu", os.O_WRONLY),
     "attach to the daemon": lambda: system_call("ptrace", 16, 1, 0, 0),
     "read the server's environment by its number": lambda: sees_a_process_of("SERVER_PID"),
     "connect to a session's socket": lambda: can_connect(socket.AF_UNIX, os.environ["SESSION_SOCKET"]),

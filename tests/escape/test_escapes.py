@@ -47,7 +47,7 @@ REAL_WITHOUT_ISOLATION = [
 """Attacks that any user of any machine can carry out, so that they must succeed where nothing isolates."""
 
 
-OF_BUBBLEWRAP = ("see /sys at all", "see cgroups", "open the kernel's sysrq")
+OF_BUBBLEWRAP = ("see /sys at all", "see cgroups", "open the kernel's sysrq", "register for the host's pressure")
 """A container has a read-only /sys, and files of /proc that are masked by mounts of its engine's choice."""
 
 

@@ -46,7 +46,7 @@ ETC_FROM_HOST = (
 PROC_FILES_MASKED = (
     "config.gz", "kallsyms", "kcore", "keys", "kmsg", "latency_stats", "sched_debug", "sysrq-trigger", "timer_list",
 )  # fmt: skip
-PROC_DIRECTORIES_MASKED = ("acpi", "asound", "bus", "firmware", "fs", "irq", "scsi")
+PROC_DIRECTORIES_MASKED = ("acpi", "asound", "bus", "firmware", "fs", "irq", "pressure", "scsi")
 SYSTEM_TRUST = "/etc/ssl/certs/ca-certificates.crt"
 
 

@@ -52,6 +52,8 @@ SOCKET_FAMILIES = (1, 2, 10)
 TERMINAL_REQUESTS = (0x5412, 0x541C)
 """TIOCSTI types into a terminal that others read; TIOCLINUX does so on a console."""
 PERSONALITIES = (0x0, 0xFFFFFFFF)
+DAEMON = 1
+"""The first process, whose limits others of its user could lower until it ends, and all with it."""
 
 X32_BIT = 0x40000000
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -108,6 +110,7 @@ def _instructions(architecture: int, numbers: dict[str, int]) -> Iterator[Instru
     yield from _only(numbers["socket"], 0, SOCKET_FAMILIES, errno.EAFNOSUPPORT)
     yield from _only(numbers["socketpair"], 0, SOCKET_FAMILIES[:1], errno.EAFNOSUPPORT)
     yield from _only(numbers["personality"], 0, PERSONALITIES, errno.EPERM)
+    yield from _when(numbers["prlimit64"], 0, Instruction(JUMP_EQUAL, DAEMON, if_false=1), errno.EPERM, falls_on=True)
     for request in TERMINAL_REQUESTS:
         yield from _when(numbers["ioctl"], 1, Instruction(JUMP_EQUAL, request, if_false=1), errno.EPERM, falls_on=True)
     for first, last in _ranges(number for name, number in numbers.items() if name not in REFUSED | MISSING):

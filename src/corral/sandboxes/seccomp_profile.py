@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from corral.sandboxes.seccomp import (
+    DAEMON,
     MISSING,
     NAMESPACE_FLAGS,
     PERSONALITIES,
@@ -32,7 +33,7 @@ BITS = 32
 
 def profile(machine: str) -> dict[str, object]:
     """The profile for an architecture that `seccomp.knows`."""
-    conditional = {"clone", "socket", "socketpair", "personality", "ioctl"}
+    conditional = {"clone", "socket", "socketpair", "personality", "prlimit64", "ioctl"}
     known = set(numbers(machine)) - REFUSED - MISSING - conditional
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -46,6 +47,7 @@ def profile(machine: str) -> dict[str, object]:
             *(_when("socket", 0, LOW_HALF, family) for family in SOCKET_FAMILIES),
             _when("socketpair", 0, LOW_HALF, SOCKET_FAMILIES[0]),
             *(_when("personality", 0, LOW_HALF, value) for value in PERSONALITIES),
+            *(_when("prlimit64", 0, mask, value) for mask, value in all_but((DAEMON,))),
             *(_when("ioctl", 1, mask, value) for mask, value in all_but(TERMINAL_REQUESTS)),
         ],
     }
