@@ -14,6 +14,7 @@ tree is a bug.
     ├── Conflict              the thing exists or has moved on                              (409)
     ├── RateLimited           over the rate; says after how many seconds to come back       (429)
     ├── Unavailable           try again later                                               (529)
+    │   ├── Elsewhere         another machine has what is needed                            (529, unless it is asked)
     │   ├── OutcomeUnknown    it may have happened all the same: look, and then try again   (529, not to be repeated)
     │   └── StaleEpoch        another worker advances this session now; the harness stops   (never on the wire)
     ├── MachineUnfit          this machine cannot run what was asked; says what to do       (start-up, `doctor`)
@@ -100,6 +101,10 @@ class Unavailable(CorralError):
     """The server cannot do this right now; try again shortly."""
 
     wire_type = "overloaded_error"
+
+
+class Elsewhere(Unavailable):
+    """The session's sandbox is on another machine; ask again when it rests."""
 
 
 class OutcomeUnknown(Unavailable):

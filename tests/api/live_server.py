@@ -32,7 +32,7 @@ from corral.domain.lifecycle import Change
 from corral.domain.session import Session, SessionState
 from corral.engines.bus import LocalBus
 from corral.errors import Unauthenticated
-from corral.interfaces.engine import Worker
+from corral.interfaces.engine import Collect, Worker
 from corral.interfaces.event_log import Committed, Decision
 from corral.sandboxes.process import ProcessSandboxes
 from corral.storage.blobs import DiskBlobs
@@ -77,6 +77,10 @@ class RecordingEngine:
 
     def interrupt(self, session_id: str) -> None:
         self.interrupted.append(session_id)
+
+    def collects(self, collect: Collect) -> None: ...
+
+    async def collect(self, session_id: str) -> None: ...
 
     async def stop(self, grace_seconds: float) -> None: ...
 

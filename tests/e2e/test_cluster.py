@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from anthropic import APIStatusError
 
 from corral.app.clock import SystemClock
 from corral.domain import intake
@@ -69,6 +70,25 @@ def test_a_worker_counts_its_requests_and_says_that_it_is_well(running: Cluster)
         text = httpx2.get(f"{worker.base_url}/metrics", headers=key).text
         asked += sum(map(float, re.findall(r"^corral_model_requests_total\{[^}]*\} (\S+)$", text, flags=re.MULTILINE)))
     assert asked >= 1
+
+
+@pytest.mark.requirement("F118")
+def test_outputs_of_a_sandbox_on_a_worker_are_listed_through_a_server_while_it_is_in_use(running: Cluster) -> None:
+    one, two = running.servers
+    with one.client() as reader, two.client() as driver:
+        session = new_session(driver)
+        for text in ("first", "second"):
+            with reading(driver, session.id) as stream:
+                send(driver, session.id, script(bash(f"echo {text} > /mnt/session/outputs/o.txt"), {"say": "Done."}))
+                stream.idle()
+            (listed,) = reader.beta.files.list(scope_id=session.id)
+            assert reader.beta.files.download(listed.id).read() == f"{text}\n".encode()
+        home, _ = running.home(session.id)
+        home.end(signal.SIGKILL)
+        with pytest.raises(APIStatusError) as refused:
+            reader.beta.files.list(scope_id=session.id)
+        assert refused.value.status_code == 529 and "another machine" in refused.value.message
+        home.start()
 
 
 def test_an_interrupt_through_any_server_stops_a_command_on_a_worker(running: Cluster) -> None:

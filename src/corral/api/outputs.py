@@ -3,6 +3,7 @@
 Asking is when we look: nothing polls, and what is listed is as new as the question. The bytes are copied into the blob
 store, because a sandbox goes on changing what it has. A file that is still the same, by its stamp, is not read again;
 one that changed takes the place of what it was; one that its owner deleted stays hidden until it is written anew.
+A sandbox on another machine is looked at there: its worker is asked, by the engine, and then the records have it all.
 """
 
 from __future__ import annotations
@@ -17,16 +18,28 @@ from corral.api import file_records
 from corral.api.dependencies import Services
 from corral.domain import file as rules
 from corral.domain.file import File, Output
-from corral.errors import NotFound, TooLarge
+from corral.errors import Elsewhere, NotFound, TooLarge
 
 log = structlog.get_logger(__name__)
 
 
 async def collect(services: Services, workspace_id: str, session_id: str) -> None:
     """Bring a session's outputs up to date among the files. Does nothing for what is no session of this workspace."""
+    try:
+        await _collect(services, workspace_id, session_id)
+    except Elsewhere:
+        await services.engine.collect(session_id)
+
+
+async def collect_here(services: Services, session_id: str) -> None:
+    """The same for whoever asks from another machine. Raises `Elsewhere` when this one does not have the sandbox."""
+    await _collect(services, None, session_id)
+
+
+async def _collect(services: Services, workspace_id: str | None, session_id: str) -> None:
     async with services.output_locks.setdefault(session_id, anyio.Lock()):
         try:
-            await services.log.snapshot(session_id, workspace_id)
+            workspace_id = (await services.log.snapshot(session_id, workspace_id)).session.workspace_id
         except NotFound:
             return
         found = await services.sandboxes.outputs(session_id)

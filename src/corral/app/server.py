@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
+from corral.api import outputs
 from corral.api.dependencies import Services
 from corral.api.routes import create_app
 from corral.app.engines import engine_maker
@@ -69,7 +71,9 @@ async def open_corral(
         if serves:
             api_key, first_start = await keys.ensure_default(settings.data_dir, settings.secrets.api_key)
         engine = await stack.enter_async_context(open_worker(settings, on, provider, catalogue, make_engine))
-        app = create_app(_services(settings, on, keys, catalogue, engine), serves=serves)
+        services = _services(settings, on, keys, catalogue, engine)
+        engine.collects(partial(outputs.collect_here, services))
+        app = create_app(services, serves=serves)
         yield Corral(app, api_key, first_start, on.store.log, on.local_bus, sandboxes)
 
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from corral.engines.attempts import attempt
 from corral.engines.signals import LocalSignal
 from corral.errors import Unavailable
-from corral.interfaces.engine import Worker
+from corral.interfaces.engine import Collect, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +67,13 @@ class LocalEngine:
         if run is not None:
             run.interrupted.set()
         self.wake(session_id)
+
+    def collects(self, collect: Collect) -> None:
+        """See `Engine`. Nobody else asks."""
+
+    async def collect(self, session_id: str) -> None:
+        """See `Engine`. There is no other machine."""
+        raise Unavailable
 
     async def stop(self, grace_seconds: float) -> None:
         """Start nothing more, wait a while for what runs, then cancel it. The next process resumes it."""

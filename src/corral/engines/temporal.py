@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
@@ -22,7 +23,7 @@ import structlog
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetStickyTaskQueueRequest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
@@ -33,9 +34,19 @@ from corral.config_sections import TemporalSettings
 from corral.engines.attempts import attempt
 from corral.engines.signals import LocalSignal
 from corral.engines.temporal_server import connect
-from corral.engines.temporal_session import ACTIVITY, LEFT, WORKFLOW, SessionWorkflow, queue_of
-from corral.errors import MachineUnfit, NotFound, Unavailable
-from corral.interfaces.engine import Worker
+from corral.engines.temporal_session import (
+    ACTIVITY,
+    LEFT,
+    OUTPUTS_ACTIVITY,
+    OUTPUTS_SECONDS_MAX,
+    OUTPUTS_WORKFLOW,
+    WORKFLOW,
+    OutputsWorkflow,
+    SessionWorkflow,
+    queue_of,
+)
+from corral.errors import CorralError, Elsewhere, MachineUnfit, NotFound, Unavailable
+from corral.interfaces.engine import Collect, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +96,7 @@ class TemporalEngine:
         self._host = host
         self._runs_max = runs
         self._worker: Worker | None = None
+        self._collect: Collect | None = None
         self._runs: dict[str, _Run] = {}
         self._owed: dict[str, bool] = {}
         """Sessions that are to be woken, and whether an interrupt waits."""
@@ -121,6 +133,30 @@ class TemporalEngine:
         run = self._runs.get(session_id)
         if run is not None:
             run.interrupted.set()
+
+    def collects(self, collect: Collect) -> None:
+        """See `Engine`."""
+        self._collect = collect
+
+    async def collect(self, session_id: str) -> None:
+        """See `Engine`. Each asks for itself: what another one has asked for may have been looked at already."""
+        host = await self._around.host_of(session_id)
+        if host is None:
+            raise Unavailable("the session's sandbox was put away just now; ask again")
+        try:
+            async with asyncio.timeout(OUTPUTS_SECONDS_MAX):
+                asked = await self._client.start_workflow(
+                    OUTPUTS_WORKFLOW,
+                    args=[session_id, host],
+                    id=f"{session_id} outputs {secrets.token_hex(8)}",
+                    task_queue=self._settings.task_queue,
+                    execution_timeout=timedelta(seconds=OUTPUTS_SECONDS_MAX),
+                    rpc_timeout=timedelta(seconds=RPC_SECONDS_MAX),
+                )
+                await asked.result()
+        except (WorkflowFailureError, RPCError, TimeoutError) as error:
+            log.info("outputs_not_collected", session_id=session_id, reason=str(error.__cause__ or error))
+            raise Elsewhere from error
 
     async def stop(self, grace_seconds: float) -> None:
         """See `Engine`. What does not end in time is handed to another worker."""
@@ -233,8 +269,8 @@ class TemporalEngine:
         worker = TemporalWorker(
             client,
             task_queue=task_queue,
-            workflows=[SessionWorkflow] if steps else [],
-            activities=[self._activity],
+            workflows=[SessionWorkflow, OutputsWorkflow] if steps else [],
+            activities=[self._activity, self._outputs],
             workflow_runner=UnsandboxedWorkflowRunner(),  # see the workflow's module
             identity=f"{os.getpid()}@{socket.gethostname()} {self._host}",
             max_cached_workflows=WORKFLOWS_CACHED_MAX,
@@ -292,6 +328,16 @@ class TemporalEngine:
             await self._client.workflow_service.reset_sticky_task_queue(request, timeout=limit)
         except RPCError as error:
             log.info("workflow_still_sticky", session_id=session_id, reason=error.message)
+
+    @activity.defn(name=OUTPUTS_ACTIVITY)
+    async def _outputs(self, session_id: str) -> None:
+        """Take in the outputs of a session whose sandbox is here. Raises `ApplicationError`."""
+        try:
+            if self._collect is None:
+                raise Unavailable
+            await self._collect(session_id)
+        except CorralError as error:
+            raise ApplicationError(error.message, type=type(error).__name__) from error
 
     async def _end_older(self, session_id: str) -> None:
         """Temporal took the session from us and gave it back, and what we do for it has not noticed yet."""

@@ -1,4 +1,5 @@
-"""The workflow of one session: runs the activity `advance` for as long as the session is woken, then ends.
+"""The workflow of one session: runs the activity `advance` for as long as the session is woken, then ends. And a small
+one beside it, which reaches the host of a sandbox to have its outputs.
 
 It holds nothing but a session's id and where its sandbox is; what a session is, and what a turn does, is in the log. It
 is replayed, so it does nothing but this, asks nothing but Temporal, and imports nothing of Corral. Temporal's sandbox
@@ -16,6 +17,8 @@ from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError,
 
 WORKFLOW = "corral-session"
 ACTIVITY = "corral-advance"
+OUTPUTS_WORKFLOW = "corral-outputs"
+OUTPUTS_ACTIVITY = "corral-collect"
 LEFT = "Left"
 """The type of the error of a worker that stops in mid-turn."""
 HEARTBEAT_SECONDS_MAX = 2.8
@@ -26,6 +29,10 @@ A host that lives has a request for it open at the server all the time, however 
 server reads its timers up to a second ahead, so one that is set when another fires takes a second at least."""
 RESTART_SECONDS_MAX = 2.0
 """The same for a host whose worker stopped in order: it may be started again, and finds the sandbox as it was."""
+OUTPUTS_HOST_SECONDS_MAX = 3.0
+"""How long it may take to fetch a question for the outputs: as above, but nothing is lost by waiting."""
+OUTPUTS_SECONDS_MAX = 60.0
+"""How long the host of a sandbox may take in its outputs, for whoever asks; what it has taken in stays."""
 TURN_DAYS_MAX = 365
 RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=0.1),
@@ -97,6 +104,23 @@ class SessionWorkflow:
             if answer is None:
                 return host
             host = answer  # the sandbox is there
+
+
+@workflow.defn(name=OUTPUTS_WORKFLOW)
+class OutputsWorkflow:
+    """Has the host of a session's sandbox take in the session's outputs, once, if it is there."""
+
+    @workflow.run
+    async def run(self, session_id: str, host: str) -> None:
+        """See the class."""
+        await workflow.execute_activity(
+            OUTPUTS_ACTIVITY,
+            args=[session_id],
+            task_queue=queue_of(workflow.info().task_queue, host),
+            schedule_to_start_timeout=timedelta(seconds=OUTPUTS_HOST_SECONDS_MAX),
+            start_to_close_timeout=timedelta(seconds=OUTPUTS_SECONDS_MAX),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
 
 
 def _timed_out(error: ActivityError, how: TimeoutType) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeAlias
+
+Collect: TypeAlias = Callable[[str], Awaitable[None]]
+"""Takes in the outputs of a session, given its id."""
 
 
 class Worker(Protocol):
@@ -51,6 +54,15 @@ class Engine(Protocol):
 
     def interrupt(self, session_id: str) -> None:
         """Tell a running `advance` at once that an interrupt waits in the log; also wakes."""
+        ...
+
+    def collects(self, collect: Collect) -> None:
+        """What takes in the outputs of sessions whose sandboxes are on this machine, when others ask for it."""
+        ...
+
+    async def collect(self, session_id: str) -> None:
+        """Have the machine that has the session's sandbox take in its outputs, as they are now. Raises `Unavailable`
+        when it does not, or not in time."""
         ...
 
     async def stop(self, grace_seconds: float) -> None:

@@ -118,7 +118,8 @@ class Sandboxes(Protocol):
         ...
 
     async def outputs(self, session_id: str) -> Sequence[Output] | None:
-        """The regular files in `/mnt/session/outputs`, as they are now; None when there was never a sandbox."""
+        """The regular files in `/mnt/session/outputs`, as they are now; None when there was never a sandbox. Raises
+        `Elsewhere` when they are on another machine."""
         ...
 
     def read_output(self, session_id: str, path: bytes) -> AsyncGenerator[bytes]:

@@ -23,7 +23,7 @@ import structlog
 
 from corral.config_sections import SandboxSettings
 from corral.domain.file import Output
-from corral.errors import NotFound, SandboxUnavailable, Unavailable
+from corral.errors import Elsewhere, NotFound, SandboxUnavailable
 from corral.interfaces.sandbox import Upkeep
 from corral.sandboxes import directory_files
 from corral.sandboxes.checkpoints import Checkpoint, Checkpoints, Kept
@@ -115,12 +115,12 @@ class Lifecycle:
         return await self._is_elsewhere(session_id)
 
     async def require_here(self, directory: SessionDirectory, session_id: str) -> None:
-        """See to it that what lies in the directory is not older than what is elsewhere. Raises `Unavailable`."""
+        """See to it that what lies in the directory is not older than what is elsewhere. Raises `Elsewhere`."""
         if self._hosts is None:
             return
         host = await self._hosts.of(session_id)
         if host not in (None, self._hosts.here):
-            raise Unavailable("the session's sandbox is on another machine; ask again when it rests")
+            raise Elsewhere
         known = await self._know(directory, session_id)
         if host is None and known.has_files and known.generation < known.kept_generation:
             await anyio.to_thread.run_sync(directory.drop_files)
