@@ -2,13 +2,21 @@
 
 Appends are measured as in `store_appends.py`, on a server of the test's own that flushes to the same disk. `raw`
 is what one would write for this one job on asyncpg: as there, but everything that waits goes in one statement of
-arrays, which changes a session's row only in the epoch that the caller holds. The arms take turns.
+arrays, which changes a session's row only in the epoch that the caller holds. `store` is a server that has the sessions
+for itself, as with the local engine; `shared store` is one of several, which tells the others of each commit.
+
+Each arm has a database of its own, made before anything is measured. Then they take turns, many and short ones, in one
+order and in the reverse: what else the machine does weighs on all of them alike.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
+from typing import TypeAlias
 
 import asyncpg
 
@@ -22,6 +30,7 @@ from tests.benchmarks.store_appends import (
     EPOCH,
     SESSIONS,
     Append,
+    Appending,
     Clock,
     Driven,
     NoReaders,
@@ -30,12 +39,15 @@ from tests.benchmarks.store_appends import (
     compare,
     drive,
     message,
+    rate,
     say_something,
     session_of,
 )
 
 NAME = "durable appends, PostgreSQL"
-ROUNDS = 3
+TURNS = 10
+SECONDS = 0.3
+"""Of a turn."""
 RAW = """
 WITH appended AS (
     SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::text[], $6::bigint[], $7::bytea[])
@@ -61,14 +73,28 @@ def run() -> list[Row]:
 
 
 async def _appends(server: postgres_server.Server) -> list[Row]:
-    store: dict[int, list[Driven]] = {sessions: [] for sessions in SESSIONS}
-    raw: dict[int, list[Driven]] = {sessions: [] for sessions in SESSIONS}
-    for _ in range(ROUNDS):
-        for sessions in SESSIONS:
-            for arm, rounds in ((_store, store), (_raw, raw)):
-                async with postgres_server.database(server.url) as url:
-                    rounds[sessions].append(await arm(url, sessions))
-    return [row for sessions in SESSIONS for row in compare(sessions, "asyncpg", store[sessions], raw[sessions])]
+    rows: list[Row] = []
+    for sessions in SESSIONS:
+        done = await _in_turns(server, sessions)
+        rows.append(rate(sessions, "raw asyncpg", done["raw"]))
+        rows += compare(sessions, "store", done["store"], done["raw"])
+        rows += compare(sessions, "shared store", done["shared store"], done["raw"])
+    return rows
+
+
+async def _in_turns(server: postgres_server.Server, sessions: int) -> dict[str, list[Driven]]:
+    """What each arm did, turn by turn. The first of each warms it up, and does not count."""
+    async with AsyncExitStack() as stack:
+        arms: dict[str, Appending] = {}
+        for name, open_arm in ARMS.items():
+            url = await stack.enter_async_context(postgres_server.database(server.url))
+            arms[name] = await stack.enter_async_context(open_arm(url, sessions))
+        done: dict[str, list[Driven]] = {name: [] for name in arms}
+        for turn in range(TURNS + 1):
+            for name in arms if turn % 2 else reversed(arms):
+                driven = await drive(arms[name], sessions, SECONDS)
+                done[name] += [driven] if turn else []
+        return done
 
 
 async def filled(url: str, sessions: int) -> postgres.PostgresStore:
@@ -83,12 +109,13 @@ async def filled(url: str, sessions: int) -> postgres.PostgresStore:
     return store
 
 
-async def _store(url: str, sessions: int) -> Driven:
-    store = await filled(url, sessions)
+@asynccontextmanager
+async def _store(url: str, sessions: int, *, exclusive: bool) -> AsyncGenerator[Appending]:
+    await (await filled(url, sessions)).close()
+    store = await postgres.open_store(url, NoReaders(), Clock(), exclusive=exclusive)
     ids = [session_of(number).id for number in range(sessions)]
-    result = await drive(lambda number: store.log.transact(ids[number], say_something, epoch=EPOCH), sessions)
+    yield lambda number: store.log.transact(ids[number], say_something, epoch=EPOCH)
     await store.close()
-    return result
 
 
 class _RawWriter:
@@ -126,14 +153,21 @@ class _RawWriter:
         self._task = None
 
 
-async def _raw(url: str, sessions: int) -> Driven:
+@asynccontextmanager
+async def _raw(url: str, sessions: int) -> AsyncGenerator[Appending]:
     await (await filled(url, sessions)).close()
     connection = await asyncpg.connect(url)
     rows = await connection.fetch("SELECT number FROM sessions ORDER BY number")
-    writer = _RawWriter(connection, [row["number"] for row in rows])
-    result = await drive(writer.append, sessions)
+    yield _RawWriter(connection, [row["number"] for row in rows]).append
     await connection.close()
-    return result
+
+
+OpenArm: TypeAlias = Callable[[str, int], AbstractAsyncContextManager[Appending]]
+ARMS: dict[str, OpenArm] = {
+    "raw": _raw,
+    "store": partial(_store, exclusive=True),
+    "shared store": partial(_store, exclusive=False),
+}
 
 
 if __name__ == "__main__":

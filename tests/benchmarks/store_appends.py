@@ -107,21 +107,32 @@ def run() -> list[Row]:
                     fsyncs.append(_fsync_seconds(Path(directory)))
                     rounds[sessions].append(asyncio.run(arm(Path(directory) / "bench.db", sessions)))
     rows = [Row("fdatasync of 4 KiB", statistics.median(fsyncs) * 1000, "ms", "median, beside the arms")]
-    return rows + [row for sessions in SESSIONS for row in compare(sessions, "SQLite", store[sessions], raw[sessions])]
+    for sessions in SESSIONS:
+        rows.append(rate(sessions, "raw SQLite", raw[sessions]))
+        rows += compare(sessions, "store", store[sessions], raw[sessions])
+    return rows
 
 
-def compare(sessions: int, driver: str, store: Sequence[Driven], raw: Sequence[Driven]) -> list[Row]:
-    """The rows of one number of sessions. Processor time is the least of the rounds: a busy machine adds to it."""
-    who = "1 session" if sessions == 1 else f"{sessions} sessions"
-    p50 = statistics.median(each.latency for each in store) * 1000
-    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in zip(store, raw, strict=True))
-    ours, theirs = [min(each.cpu for each in arm) * 1e6 for arm in (store, raw)]
+def rate(sessions: int, arm: str, rounds: Sequence[Driven]) -> Row:
+    """How fast an arm was."""
+    p50 = statistics.median(each.latency for each in rounds) * 1000
+    appends = statistics.median(each.rate for each in rounds)
+    return Row(f"{arm}, {_who(sessions)}", appends, "appends/s", f"p50 {p50:.1f} ms")
+
+
+def compare(sessions: int, arm: str, rounds: Sequence[Driven], raw: Sequence[Driven]) -> list[Row]:
+    """How fast an arm was beside the bare driver. Processor time is the least of all: a busy machine adds to it."""
+    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in zip(rounds, raw, strict=True))
+    ours, theirs = [min(each.cpu for each in which) * 1e6 for which in (rounds, raw)]
     return [
-        Row(f"store, {who}", statistics.median(each.rate for each in store), "appends/s", f"p50 {p50:.1f} ms"),
-        Row(f"raw {driver}, {who}", statistics.median(each.rate for each in raw), "appends/s", ""),
-        Row(f"store beside raw, {who}", 100 * ratio, "%", "median of the rounds' ratios; aim: >= 80"),
-        Row(f"store, {who}", ours, "µs CPU", f"of this process for an append; raw {theirs:.1f}"),
+        rate(sessions, arm, rounds),
+        Row(f"{arm} beside raw, {_who(sessions)}", 100 * ratio, "%", "median of the rounds' ratios; aim: >= 80"),
+        Row(f"{arm}, {_who(sessions)}", ours, "µs CPU", f"of this process for an append; raw {theirs:.1f}"),
     ]
+
+
+def _who(sessions: int) -> str:
+    return "1 session" if sessions == 1 else f"{sessions} sessions"
 
 
 def _fsync_seconds(directory: Path) -> float:
@@ -137,13 +148,13 @@ def _fsync_seconds(directory: Path) -> float:
     return statistics.median(times)
 
 
-async def drive(append: Appending, sessions: int) -> Driven:
+async def drive(append: Appending, sessions: int, seconds_max: float = SECONDS) -> Driven:
     """Append for a while, with every session waiting for its own."""
     latencies: list[float] = []
     start, cpu = time.perf_counter(), time.process_time()
 
     async def one(number: int) -> None:
-        while (begun := time.perf_counter()) - start < SECONDS:
+        while (begun := time.perf_counter()) - start < seconds_max:
             await append(number)
             latencies.append(time.perf_counter() - begun)
 

@@ -260,6 +260,29 @@ async def test_a_lost_notice_only_delays_while_others_keep_coming(
         tasks.cancel_scope.cancel()
 
 
+async def test_only_processes_that_share_sessions_tell_of_their_commits(opened: Opener, url: str) -> None:
+    alone, one_of_many = await opened(exclusive=True), await opened()
+    told: list[str] = []
+    ended = anyio.Event()
+
+    def hear(connection: object, pid: int, channel: str, payload: object) -> None:
+        ended.set() if payload == "end" else told.append(str(payload))
+
+    ear = await asyncpg.connect(url)
+    await ear.add_listener(postgres_notices.EVENTS, hear)
+    for process, name in ((alone, "sesn_a"), (one_of_many, "sesn_b")):
+        await process.store.log.create(session(name), fresh(), deciding(said()))
+        stream = process.stream(name)
+        await process.store.log.transact(name, deciding(said()))
+        assert await shown(stream, 1) == (await ids_of(process.store, name))[1:]
+    for process in (alone, one_of_many):  # which would take it for a notice
+        await process.store.close()
+    await postgres_server.execute(url, f"NOTIFY {postgres_notices.EVENTS}, 'end'")
+    await ended.wait()
+    await ear.close()
+    assert len(told) == 2 and all("sesn_b" in notice for notice in told)
+
+
 async def test_a_wake_reaches_every_process(opened: Opener) -> None:
     first, second = await opened(), await opened()
     woken: list[tuple[str, bool]] = []

@@ -129,7 +129,8 @@ class Writer:
         self._waiting = 0
         self._series = series
         series.watch(lambda: self._waiting)
-        self._ready = asyncio.Event()
+        self._idle: list[asyncio.Future[None]] = []
+        """Of tasks that have nothing to do."""
         self._closed = False
         # Owned here and awaited by `close`: they must outlive every caller.
         self._tasks = [asyncio.create_task(self._work(), name="corral-postgres-writer") for _ in range(TASKS)]
@@ -146,7 +147,7 @@ class Writer:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting += 1
         self._submitted.append(_Write(operation, future, session_id, creates))
-        self._ready.set()
+        self._rouse()
         return future
 
     def kept(self, session_id: str) -> Stored | None:
@@ -161,7 +162,8 @@ class Writer:
     async def close(self) -> None:
         """Commit what waits, then let the connection go. Idempotent."""
         self._closed = True
-        self._ready.set()
+        while self._idle:
+            self._rouse()
         await asyncio.wait(self._tasks)
         self._connection.terminate() if self._connection.is_closed() else await self._part()
 
@@ -179,11 +181,17 @@ class Writer:
                 published = await self._commit(taken)
                 self._series.committed(len(taken), time.perf_counter() - began)
                 self._settle(published, taken)
-            elif self._closed and not self._submitted:
-                return
+            elif self._closed:
+                return  # what is left is of sessions in the other task's batch, and that task takes it next
             else:
-                self._ready.clear()
-                await self._ready.wait()
+                idle = asyncio.get_running_loop().create_future()
+                self._idle.append(idle)
+                await idle
+
+    def _rouse(self) -> None:
+        """Let one task look, if any is idle: the others look when they are done with what they have."""
+        if self._idle and not (idle := self._idle.pop()).done():  # as it is when the whole loop was cancelled
+            idle.set_result(None)
 
     def _take(self) -> list[_Write]:
         """The next batch: all that waits, but nothing of sessions that are in the other."""
@@ -199,7 +207,6 @@ class Writer:
     def _settle(self, published: Sequence[Published], taken: Sequence[_Write]) -> None:
         self._waiting -= len(taken)
         self._busy.difference_update([write.session_id for write in taken])
-        self._ready.set()
         try:
             if published:
                 self._streams.deliver(published)
