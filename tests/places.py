@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from corral.sandboxes.bubblewrap import BubblewrapSandboxes
 from corral.sandboxes.directory import remove_tree
 from corral.sandboxes.process import ProcessSandboxes
 
+_staging = threading.Lock()
 BACKENDS = {"bubblewrap": BubblewrapSandboxes, "process": ProcessSandboxes}
 
 
@@ -41,7 +43,9 @@ def stage(sandboxes: Path, backend: str = "bubblewrap") -> None:
     if backend not in BACKENDS or (sandboxes / "programs").exists():
         return
     sandboxes.mkdir(exist_ok=True)
-    shutil.copytree(_staged(backend), sandboxes / "programs", symlinks=True, copy_function=os.link)
+    with _staging:
+        staged = _staged(backend)
+    shutil.copytree(staged, sandboxes / "programs", symlinks=True, copy_function=os.link)
 
 
 @cache

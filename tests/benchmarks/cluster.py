@@ -116,7 +116,7 @@ def _note(rate: Rate) -> str:
 
 async def _local(made: Cluster, url: str, one: Rate) -> list[Row]:
     """The same by one process, on a database of its own."""
-    process = Process(made, "local", "serve", "--engine", "local", "--database", url, "--port", "0")
+    process = Process(made, "local", "serve", "--engine", "local", "--database", url)
     try:
         await asyncio.to_thread(process.start)
         rate = await _rate([_address(process)])

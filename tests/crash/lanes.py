@@ -1,25 +1,29 @@
-"""A server with all that it depends on, of which any process can be killed and is then brought back."""
+"""A server with all that it depends on, of which any process can be killed and is then brought back.
+
+The installation of many processes, with the same face, is `cluster_lane.py`.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Generator
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from anthropic import Anthropic
 
-from corral.sandboxes.directory import SessionDirectory, start_ticks
+from corral.sandboxes.directory import SessionDirectory
 from tests import postgres_server
 from tests.crash.counting import PAGE_HOST, Counting
 from tests.crash.stubborn_client import tools
 from tests.e2e.conftest import ServerProcess, serving
 from tests.e2e.sessions import Json, new_agent
 
-Victim: TypeAlias = Literal["server", "sandbox", "proxy", "postgres"]
+Victim: TypeAlias = Literal["server", "worker", "host", "sandbox", "proxy", "postgres", "temporal"]
 PROXY = b"corral.sandboxes.egress.proxy"
 LOG_LINES = 400
 TOML = """
@@ -31,42 +35,79 @@ backoff_seconds = 0.02
 """
 
 
-class Lane:
-    """One server; its clients wait for `up` when it has failed them."""
+class Lane(ABC):
+    """What sessions run on; their clients wait for `up` when it has failed them."""
 
-    def __init__(
-        self, server: ServerProcess, database: postgres_server.Server | None, client: Anthropic, counting: Counting
-    ) -> None:
-        self.server, self.database, self.client = server, database, client
+    victims: tuple[Victim, ...]
+    """What can be killed here."""
+
+    def __init__(self, clients: Sequence[Anthropic], counting: Counting) -> None:
+        self.clients = clients
+        """One for each way in."""
         self._killing = threading.Lock()
         self.up = threading.Event()
         self.up.set()
+        client = clients[0]
         self.agents = {which: new_agent(client, **tools(counting, with_mcp=which)) for which in (False, True)}
         networking: Json = {"type": "limited", "allowed_hosts": [PAGE_HOST]}
         config: Json = {"type": "cloud", "networking": networking}
         self.environment_id = client.beta.environments.create(name="counted", config=config).id
 
-    @property
-    def victims(self) -> tuple[Victim, ...]:
-        """What can be killed here."""
-        usual: tuple[Victim, ...] = ("server", "sandbox", "proxy")
-        return (*usual, "postgres") if self.database is not None else usual
+    def client(self, number: int) -> Anthropic:
+        """The one for a round."""
+        return self.clients[number % len(self.clients)]
 
-    def kill(self, victim: Victim, session_id: str | None) -> bool:
+    def kill(self, victim: Victim, session_id: str | None, number: int) -> bool:
         """SIGKILL to one process, and to no other than this lane's own; False when there is none to kill."""
         with self._killing:
-            match victim:
-                case "server":
-                    self._restart(self.server)
-                    return True
-                case "postgres":
-                    assert self.database is not None
-                    self._restart(self.database)
-                    return True
-                case "sandbox":
-                    return session_id is not None and self._kill_sandbox(session_id)
-                case "proxy":
-                    return self._kill_proxy()
+            return self._kill(victim, session_id, number)
+
+    @abstractmethod
+    def _kill(self, victim: Victim, session_id: str | None, number: int) -> bool: ...
+
+    @abstractmethod
+    def over(self, number: int) -> None:
+        """The round's session has come to its end: bring back what stays away until then."""
+
+    @abstractmethod
+    def workspaces(self, session_id: str) -> list[Path]:
+        """Where the session's files may be."""
+
+    @abstractmethod
+    def log_text(self) -> str:
+        """The end of what the processes have said."""
+
+
+class ServerLane(Lane):
+    """One server."""
+
+    def __init__(
+        self, server: ServerProcess, database: postgres_server.Server | None, client: Anthropic, counting: Counting
+    ) -> None:
+        super().__init__([client], counting)
+        self._server, self._database = server, database
+        usual: tuple[Victim, ...] = ("server", "sandbox", "proxy")
+        self.victims = (*usual, "postgres") if database is not None else usual
+
+    def _kill(self, victim: Victim, session_id: str | None, number: int) -> bool:
+        match victim:
+            case "server":
+                self._restart(self._server)
+                return True
+            case "postgres":
+                assert self._database is not None
+                self._restart(self._database)
+                return True
+            case "sandbox":
+                return session_id is not None and kill_sandbox(self._server.sandboxes, session_id)
+            case "proxy":
+                assert self._server.process is not None
+                return kill_proxy(self._server.process.pid)
+            case _:
+                raise AssertionError(f"there is no {victim} here")
+
+    def over(self, number: int) -> None:
+        """Nothing does."""
 
     def _restart(self, which: ServerProcess | postgres_server.Server) -> None:
         self.up.clear()
@@ -76,24 +117,30 @@ class Lane:
         finally:
             self.up.set()
 
-    def _kill_sandbox(self, session_id: str) -> bool:
-        record = SessionDirectory(self.server.sandboxes, session_id).record()
-        return record is not None and start_ticks(record.pid) == record.start_ticks and _kill(record.pid)
-
-    def _kill_proxy(self) -> bool:
-        assert self.server.process is not None
-        children = Path(f"/proc/{self.server.process.pid}/task").glob("*/children")
-        pids = [int(pid) for each in children for pid in each.read_text(encoding="ascii").split()]
-        return any(_kill(pid) for pid in pids if PROXY in _command(pid))
+    def workspaces(self, session_id: str) -> list[Path]:
+        return [self._server.workspace(session_id)]
 
     def log_text(self) -> str:
-        """The end of what the server has said."""
-        lines = (self.server.directory / "server.log").read_text(encoding="utf-8").splitlines()
-        return "\n".join(lines[-LOG_LINES:])
+        return last_lines(self._server.directory / "server.log")
 
-    def workspace(self, session_id: str) -> Path:
-        """Where the session's files are."""
-        return self.server.workspace(session_id)
+
+def kill_sandbox(sandboxes: Path, session_id: str) -> bool:
+    """The first process of the session's sandbox there; False when none runs."""
+    directory = SessionDirectory(sandboxes, session_id)
+    record = directory.record()
+    return record is not None and directory.is_running() and _kill(record.pid)
+
+
+def kill_proxy(server_pid: int) -> bool:
+    """The egress proxy that this process has started; False when it has none."""
+    children = Path(f"/proc/{server_pid}/task").glob("*/children")
+    pids = [int(pid) for each in children for pid in each.read_text(encoding="ascii").split()]
+    return any(_kill(pid) for pid in pids if PROXY in _command(pid))
+
+
+def last_lines(path: Path) -> str:
+    """Of a log."""
+    return "\n".join(path.read_text(encoding="utf-8").splitlines()[-LOG_LINES:])
 
 
 def _command(pid: int) -> bytes:
@@ -115,7 +162,7 @@ def _kill(pid: int) -> bool:
 def lane_on_sqlite(counting: Counting) -> Generator[Lane]:
     """A server with its own file."""
     with serving(TOML + counting.toml) as server, server.client() as client:
-        yield Lane(server, None, client, counting)
+        yield ServerLane(server, None, client, counting)
 
 
 @contextmanager
@@ -126,4 +173,4 @@ def lane_on_postgres(counting: Counting) -> Generator[Lane]:
         stack.callback(database.close)
         server = stack.enter_context(serving(TOML + counting.toml, database=database.url))
         client = stack.enter_context(server.client())
-        yield Lane(server, database, client, counting)
+        yield ServerLane(server, database, client, counting)

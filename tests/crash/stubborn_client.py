@@ -26,6 +26,7 @@ ATTEMPTS_MAX = 30
 BACK_SECONDS_MAX = 90
 BROKEN = (anthropic.APIConnectionError, anthropic.InternalServerError, httpx2.HTTPError)
 """What a client sees of a server that died, or that has lost its database."""
+MOVED = "The session's sandbox was on another machine, which does not answer."
 ALLOWED: Json = {"permission_policy": {"type": "always_allow"}}
 
 
@@ -157,8 +158,10 @@ class StubbornClient:
 
     # --------------------------------------------------------------------------------------------- judging
 
-    def judge(self, workspace: Callable[[str], Path], *, with_mcp: bool) -> Findings:
-        """Hold the log, the streams and the effects against each other. Raises for an illegal log."""
+    def judge(self, workspaces: Callable[[str], Sequence[Path]], *, with_mcp: bool) -> Findings:
+        """Hold the log, the streams and the effects against each other. Raises for an illegal log.
+
+        `workspaces` are where the session's files may be: one on each machine."""
         events = self._again(self._history)
         assert_legal(events)
         assert self._again(lambda: self._history("desc")) == events[::-1]
@@ -166,9 +169,9 @@ class StubbornClient:
         ids = {event["id"] for event in events}
         lost = [each for each in self.accepted if each not in ids]
         sent = [event["id"] for event in events if event["type"] in ("user.message", "user.custom_tool_result")]
-        ran = workspace(self._session_id()) / "ran"
-        effects = Counter(ran.read_text(encoding="utf-8").split() if ran.exists() else ())
-        effects += self._counting.noted + self._counting.fetched
+        effects = self._counting.noted + self._counting.fetched
+        for ran in (workspace / "ran" for workspace in workspaces(self._session_id())):
+            effects.update(ran.read_text(encoding="utf-8").split() if ran.exists() else ())
         tokens = [f"{self._token}-{number}" for number in (1, 2, 3, 4, 5) if number != 4 or with_mcp]
         repeated = [token for token in tokens if effects[token] > 1]
         repeated += [each for each, times in Counter(sent).items() if times > 1]
@@ -187,11 +190,13 @@ class StubbornClient:
         assert [events[place] for place in shown] == self.seen
 
     def _judge_result(self, events: Sequence[Event], token: str, effects: int) -> None:
-        """A result that is no error says that the call took effect; otherwise it has said that it may not have."""
+        """A result that is no error says that the call took effect; otherwise it has said that it may not have. What it
+        did to files is gone with them where a later result has said so."""
         (use,) = [e for e in events if e["type"] in ("agent.tool_use", "agent.mcp_tool_use") and token in str(e)]
         answers = ("tool_use_id", "mcp_tool_use_id")
         (result,) = [e for e in events if any(e.get(name) == use["id"] for name in answers)]
-        assert effects == 1 or result["is_error"], f"{token} took effect {effects} times: {json.dumps(result)}"
+        gone = ">> ran" in str(use["input"]) and any(MOVED in str(event) for event in events[events.index(result) :])
+        assert effects == 1 or result["is_error"] or gone, f"{token} took effect {effects} times: {json.dumps(result)}"
 
 
 def tools(counting: Counting, *, with_mcp: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Processes of one installation: servers that only serve and workers, over one PostgreSQL, one Temporal and one bucket.
 
-Each has a data directory of its own, as if it were on a machine of its own.
+Each has a data directory of its own, as if it were on a machine of its own, and keeps its port when it starts again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Process:
         self._command = [sys.executable, "-m", "corral", *arguments, "--config", str(cluster.config)]
         self._command += ["--data-dir", str(self._directory / "data")]
         self._environment = cluster.environment | {"CORRAL_SANDBOX_DIR": str(self.sandboxes)}
-        self._log = self._directory / "log"
+        self.log = self._directory / "log"
         self._process: subprocess.Popen[str] | None = None
         self._watch = cluster.watch
         self.base_url = ""
@@ -58,16 +58,17 @@ class Process:
 
     def start(self) -> None:
         """Start, and wait until it says that it works."""
-        with self._log.open("a", encoding="utf-8") as log:
+        command = [*self._command, "--port", self.base_url.rpartition(":")[2] or "0"]
+        with self.log.open("a", encoding="utf-8") as log:
             process = self._process = subprocess.Popen(
-                self._command, env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True
+                command, env=self._environment, stdout=subprocess.PIPE, stderr=log, text=True
             )
         assert process.stdout is not None
         watchdog = threading.Timer(START_SECONDS_MAX, process.kill)
         watchdog.start()
         line = process.stdout.readline()
         watchdog.cancel()
-        assert "listening on" in line or "advancing" in line, self._log.read_text(encoding="utf-8")
+        assert "listening on" in line or "advancing" in line, self.log.read_text(encoding="utf-8")
         self.base_url = line.rsplit(" ", 1)[-1].strip()
 
     def client(self) -> Anthropic:
@@ -109,7 +110,9 @@ class Process:
 class Cluster:
     """What they share."""
 
-    def __init__(self, directory: Path, database: str, bucket: Bucket, toml: str, *, workers: int) -> None:
+    def __init__(
+        self, directory: Path, database: str, bucket: Bucket, toml: str, *, workers: int, temporal: str | None
+    ) -> None:
         self.directory = directory
         self.database = database
         self.config = directory / "corral.toml"
@@ -118,7 +121,7 @@ class Cluster:
         self.task_queue = temporal_server.new_task_queue()
         self.config.write_text(
             f'database = "{database}"\nengine = "temporal"\n'
-            f'[temporal]\naddress = "{temporal_server.shared()}"\ntask_queue = "{self.task_queue}"\n'
+            f'[temporal]\naddress = "{temporal or temporal_server.shared()}"\ntask_queue = "{self.task_queue}"\n'
             f"drain_seconds = 1.0\nsweep_seconds = 2.0\ninterrupt_check_seconds = 1.0\n"
             f'[blobs]\nbackend = "s3"\nbucket = "{blobs.bucket}"\nprefix = "{blobs.prefix}"\n'
             f'endpoint_url = "{blobs.endpoint_url}"\nregion = "{blobs.region}"\n'
@@ -133,8 +136,8 @@ class Cluster:
             "AWS_ACCESS_KEY_ID": "tests",
             "AWS_SECRET_ACCESS_KEY": "tests",
         }
-        self.servers = [Process(self, f"api{n}", "serve", "--no-worker", "--port", "0") for n in range(2)]
-        self.workers = [Process(self, f"worker{n}", "worker", "--port", "0") for n in range(workers)]
+        self.servers = [Process(self, f"api{n}", "serve", "--no-worker") for n in range(2)]
+        self.workers = [Process(self, f"worker{n}", "worker") for n in range(workers)]
 
     def start(self) -> None:
         """Start all: one that prepares the database, and then the others."""
@@ -177,15 +180,18 @@ def _in_pairs(actions: Sequence[Callable[[], object]]) -> None:
 
 
 @contextmanager
-def cluster(bucket: Bucket, toml: str = "", *, workers: int = 2, postgres: str | None = None) -> Generator[Cluster]:
-    """Two servers and some workers, on a database of `postgres`, or of the server that all tests share."""
+def cluster(
+    bucket: Bucket, toml: str = "", *, workers: int = 2, postgres: str | None = None, temporal: str | None = None
+) -> Generator[Cluster]:
+    """Two servers and some workers, on a database of `postgres` and the Temporal server at `temporal`, or on the
+    servers that all tests share."""
     directory = Path(tempfile.mkdtemp(prefix="corral-cluster-"))
     directory.chmod(0o711)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         portal = stack.enter_context(anyio.from_thread.start_blocking_portal())
         url = stack.enter_context(portal.wrap_async_context_manager(postgres_server.database(postgres)))
-        made = Cluster(directory, url, bucket.empty(), toml, workers=workers)
+        made = Cluster(directory, url, bucket.empty(), toml, workers=workers, temporal=temporal)
         stack.callback(made.close)
         made.start()
         yield made
