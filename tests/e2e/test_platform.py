@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import anthropic
@@ -157,3 +158,22 @@ def test_a_url_cannot_write_into_the_log(live: ServerProcess) -> None:
     with (live.directory / "server.log").open(encoding="utf-8", newline="") as log:
         (line,) = (each for each in log.read().split("\n") if "forged" in each)
     assert line.isprintable() and "event=request" in line
+
+
+AT_ONCE = 20
+
+
+@pytest.mark.requirement("F007", "F126")
+def test_changes_that_many_clients_make_at_once_all_happen(client: Anthropic) -> None:
+    agent = client.beta.agents.create(name="n", model="m")
+    vault = client.beta.vaults.create(display_name="busy")
+
+    def change(number: int) -> None:
+        client.beta.agents.update(agent.id, system=f"{number}")
+        auth: Json = {"type": "static_bearer", "token": "t", "mcp_server_url": f"https://{number}.example.com/mcp"}
+        client.beta.vaults.credentials.create(vault.id, auth=auth)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(change, range(AT_ONCE)))
+    assert client.beta.agents.retrieve(agent.id).version == AT_ONCE + 1
+    assert len(list(client.beta.vaults.credentials.list(vault.id))) == AT_ONCE

@@ -26,8 +26,9 @@ from corral.errors import Conflict, NotFound
 
 KIND = "agent"
 VERSION_KIND = "agent_version"
-ATTEMPTS_MAX = 8
-"""How often an update is made anew because another one came in between."""
+ATTEMPTS_MAX = 100
+"""How often an update is made anew because another one came in between; of those made at once, one gets through each
+time."""
 
 
 class RetrieveQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -24,7 +24,7 @@ from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import StoredVault
 from corral.errors import Conflict, Invalid, NotFound
 
-ATTEMPTS_MAX = 8
+ATTEMPTS_MAX = 100
 
 
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from corral.domain.ids import new_id
 from corral.domain.query import Record, RecordsQuery
 from corral.errors import Conflict, NotFound
 
-ATTEMPTS_MAX = 8
+ATTEMPTS_MAX = 100
 
 
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ from corral.domain.query import Record, RecordsQuery
 from corral.domain.vault import VAULT_KIND, VAULTS_PER_SESSION_MAX, StoredVault, Vault, VaultCreate, VaultUpdate
 from corral.errors import Conflict, Invalid, NotFound
 
-ATTEMPTS_MAX = 8
+ATTEMPTS_MAX = 100
 PAGE = 1_000
 
 

@@ -67,7 +67,7 @@ def _range(query: EventsQuery, *, is_cursors: bool) -> tuple[int, int]:
 async def _check_exists(readers: Readers, session_id: str) -> None:
     """An empty page has a row without an event, unless its limit was nothing."""
     if await stored_session(readers, session_id) is None:
-        raise NotFound(f"session {session_id} not found")
+        raise NotFound(f"Session {session_id} was not found.")
 
 
 async def sessions(readers: Readers, query: SessionsQuery) -> list[Snapshot]:

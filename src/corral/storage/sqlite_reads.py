@@ -91,7 +91,7 @@ def events(session_id: str, query: EventsQuery) -> Read[list[LoggedEvent]]:
     def read(connection: sqlite3.Connection) -> list[LoggedEvent]:
         found = connection.execute(SQL["session_number"], {"id": session_id}).fetchone()
         if found is None:
-            raise NotFound(f"session {session_id} not found")
+            raise NotFound(f"Session {session_id} was not found.")
         page: list[LoggedEvent] = []
         for part in parts_of(query):
             page += _events_of(connection, found[0], query, part, query.limit - len(page))

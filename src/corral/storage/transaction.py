@@ -35,7 +35,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 def admit(session: Session | None, session_id: str, workspace_id: str | None) -> Session:
     """The session, if it exists and the caller's workspace may see it. Raises `NotFound`."""
     if session is None or workspace_id not in (None, session.workspace_id):
-        raise NotFound(f"session {session_id} not found")
+        raise NotFound(f"Session {session_id} was not found.")
     return session
 
 
