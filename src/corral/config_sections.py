@@ -362,6 +362,8 @@ class McpSettings(Section, frozen=True, kw_only=True):
     schema_bytes_max: int = 64 * 1024
     """A tool whose input schema is larger is left out."""
     result_bytes_max: int = 16 * 1024 * 1024
+    values_max: int = 200_000
+    """Strings, objects and lists in one answer, where they are JSON's own: each becomes far more than its bytes."""
     denied: tuple[str, ...] = ("169.254.0.0/16", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
     """Networks as `10.0.0.0/8`, or addresses, that neither MCP servers nor token endpoints of their credentials may be
     at, whatever their names. By default those where clouds answer questions about a machine."""
