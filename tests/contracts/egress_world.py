@@ -62,10 +62,10 @@ class Server:
         """How often, by the metrics."""
         return self.registry.get_sample_value("corral_egress_refused_total", {"reason": reason}) or 0
 
-    async def counted(self, reason: str) -> None:
-        """Wait until a refusal is among the metrics."""
+    async def counted(self, reason: str, times: int = 1) -> None:
+        """Wait until refusals are among the metrics."""
         for _ in range(1_000):
-            if self.refused(reason):
+            if self.refused(reason) >= times:
                 return
             await anyio.sleep(0.02)
         pytest.fail(f"{reason} was not counted")

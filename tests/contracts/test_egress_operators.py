@@ -13,11 +13,13 @@ from pathlib import Path
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from corral.config_sections import EgressSettings
 from corral.domain.environment import Limited, Recipe
 from corral.errors import SandboxUnavailable
 from corral.sandboxes.directory import SessionDirectory
+from corral.sandboxes.egress.outlet import LINES_PER_MINUTE_MAX
 from tests.contracts.egress_hosts import ALLOWED, Hosts, hosts
 from tests.contracts.egress_world import Server, bounded
 from tests.listening import pass_on, served
@@ -190,6 +192,29 @@ for _ in range(6):
     held.append(s)
     print("served" if b" 200 " in answer else "cut")
 """
+
+
+ASK = """
+import socket
+for number in range(%d):
+    with socket.create_connection(("127.0.0.1", 3128), 30) as s:
+        s.sendall(b"CONNECT %%d.refused.test:443 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n" %% number)
+        assert b" 403 " in s.recv(4096)
+"""
+
+
+@bounded
+async def test_a_sandbox_that_is_refused_over_and_over_does_not_fill_the_log(root: Path, world: Hosts) -> None:
+    count = 4 * LINES_PER_MINUTE_MAX
+    with capture_logs() as lines:
+        async with serving(root, world.settings()) as server:
+            shell = await server.open(recipe=Recipe(networking=Limited(allowed_hosts=(HIDDEN,))))
+            assert await shell.python(ASK % count) == "(no output)"
+            await server.counted("host_not_allowed", count)
+    told = [line for line in lines if line["event"] == "egress_refused"]
+    # A minute may end meanwhile.
+    assert LINES_PER_MINUTE_MAX <= len(told) <= 2 * LINES_PER_MINUTE_MAX
+    assert any(line["event"] == "egress_not_logged" for line in lines)
 
 
 @bounded

@@ -14,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections import Counter as CountedKeys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,6 +46,8 @@ BACKLOG = 128
 RESTART_SECONDS = 0.2
 RESTART_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 10.0
+LINES_PER_MINUTE_MAX = 60
+"""In the log, of what one sandbox was refused and did not reach; all of it is counted in metrics."""
 BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 
@@ -84,6 +87,8 @@ class Egress:
         self._keeping: asyncio.Task[None] | None = None
         self._lock = anyio.Lock()
         self._started = False
+        self._logged_in, self._logged = 0, CountedKeys[str]()
+        """Lines about each sandbox in this minute."""
         self.registry = registry = registry or CollectorRegistry()
         """Where the series of sandboxes and their way out are."""
         self._refused = Counter(
@@ -310,9 +315,20 @@ class Egress:
                 self._connected.inc(times)
                 continue
             (self._refused if outcome.kind == "refused" else self._failed).labels(outcome.reason).inc(times)
+            self._log(outcome, times)
+
+    def _log(self, outcome: orders.Outcome, times: int) -> None:
+        """A line, unless the sandbox has had its share: it can ask for a thousand hosts a second that it may not."""
+        minute = int(anyio.current_time() // 60)
+        if minute != self._logged_in:
+            self._logged_in, self._logged = minute, CountedKeys[str]()
+        self._logged[outcome.key] += 1
+        if self._logged[outcome.key] <= LINES_PER_MINUTE_MAX:
             log.info(
                 f"egress_{outcome.kind}", sandbox=outcome.key, host=outcome.host, reason=outcome.reason, times=times
             )
+        elif self._logged[outcome.key] == LINES_PER_MINUTE_MAX + 1:
+            log.warning("egress_not_logged", sandbox=outcome.key, until="the next minute")
 
     def _tell(self, order: orders.Order, listener: socket.socket | None) -> None:
         """Tell the proxy, in order, if it is there; one that starts later is told everything."""
