@@ -126,3 +126,22 @@ async def test_as_many_requests_at_once_as_an_agent_makes_calls() -> None:
     serving.join()
     listener.close()
     assert said == ["hello"] * count
+
+
+@pytest.mark.anyio
+async def test_an_answer_of_many_lines_is_looked_at_once() -> None:
+    """Looking at all of it whenever some has come would keep the whole server busy."""
+    lines = b"".join(b"data: %d\n" % number for number in range(100_000)) + b"{}"
+    running = Host(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(lines) + lines)
+    prober = Prober(30.0, McpSettings(denied=()))
+    looked_at: list[bytes] = []
+
+    def enough(body: bytes) -> bool:
+        looked_at.append(body)
+        return False
+
+    reply = await prober.post(f"http://127.0.0.1:{running.port}/", headers={}, enough=enough)
+    assert reply.body == lines
+    assert b"".join(looked_at) == lines.removesuffix(b"{}")
+    await prober.close()
+    running.close()

@@ -113,7 +113,7 @@ BROKEN_CALLS: dict[str, Oddity] = {
     "100 MB event": flowing(EVENTS, b"x" * 1_000_000, 100),
     "odd result": resulting({"content": "text"}),
     "half a million texts": resulting({"content": [{"type": "text", "text": ""}] * 500_000}),
-    "a million lists": resulting({"content": [], "structuredContent": {"x": [[]] * 1_000_000}}),
+    "a million texts": resulting({"content": [], "structuredContent": {"x": [""] * 1_000_000}}),
 }
 
 

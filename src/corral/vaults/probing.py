@@ -61,17 +61,20 @@ class Prober:
         json: object = None,
         enough: Callable[[bytes], bool] = lambda body: False,
     ) -> Reply:
-        """One POST, whose answer is read up to its end, its limit, or until it is `enough`.
+        """One POST, whose answer is read up to its end, its limit, or until it is `enough`, which is asked about lines
+        as they come, each once.
 
         Raises `httpx2.HTTPError` or `httpx2.InvalidURL` when there is no answer in time."""
         try:
             with anyio.fail_after(self._seconds_max):
                 async with self._http.stream("POST", url, headers=dict(headers), data=form, json=json) as response:
-                    body = bytearray()
+                    body, asked = bytearray(), 0
                     async for chunk in response.aiter_bytes():
                         body += chunk
-                        if len(body) >= BODY_BYTES_MAX or (b"\n" in chunk and enough(bytes(body))):
+                        end = body.rfind(b"\n", len(body) - len(chunk)) + 1
+                        if len(body) >= BODY_BYTES_MAX or (end and enough(bytes(body[asked:end]))):
                             break
+                        asked = end or asked
                     return Reply(response.status_code, response.headers, bytes(body[:BODY_BYTES_MAX]))
         except TimeoutError as error:
             raise httpx2.ReadTimeout("no answer in time") from error
