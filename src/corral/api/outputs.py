@@ -66,14 +66,17 @@ def _admitted(services: Services, session_id: str, found: Sequence[Output]) -> I
     """The first outputs within the limits of number and size."""
     settings = services.settings
     bytes_left = settings.outputs_bytes_max
-    admitted = 0
+    admitted = left_out = 0
     for output in found:
         if output.size_bytes > min(settings.file_bytes_max, bytes_left) or admitted == settings.outputs_max:
-            log.warning("output_not_listed", session_id=session_id, size_bytes=output.size_bytes)
+            left_out += 1
             continue
         admitted += 1
         bytes_left -= output.size_bytes
         yield output
+    if left_out:
+        # One line for all: an agent can make twenty thousand, and they are left out whenever somebody asks.
+        log.warning("outputs_not_listed", session_id=session_id, count=left_out)
 
 
 async def _take(services: Services, workspace_id: str, session_id: str, output: Output, before: list[File]) -> None:
