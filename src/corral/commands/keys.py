@@ -57,13 +57,20 @@ async def rotate_master(settings: Settings, out: Console) -> None:
             "restart the servers, and run this again with --keep to seal the vaults anew."
         )
     file = settings.master_key_file
-    keys = await anyio.to_thread.run_sync(master_key.load, None, file)
-    await anyio.to_thread.run_sync(master_key.save, file, (master_key.new_master_key(), keys[0]))
+    current, *older = await anyio.to_thread.run_sync(master_key.load, None, file)
+    if older:
+        # An earlier rotation may have been cut off: what its old key still seals must not lose it now.
+        await _resealed(settings)
+    await anyio.to_thread.run_sync(master_key.save, file, (master_key.new_master_key(), current))
     await reseal(settings, out)
 
 
 async def reseal(settings: Settings, out: Console) -> None:
     """Seal the data keys of all vaults with the first master key."""
+    out.print(f"{await _resealed(settings)} vaults are sealed with the new master key.")
+
+
+async def _resealed(settings: Settings) -> int:
     wrapper, changed = await key_wrapper(settings), 0
     async with open_records(settings) as records:
         query = RecordsQuery(kind=VAULT_KIND, workspace_id=None, limit=PAGE)
@@ -71,7 +78,7 @@ async def reseal(settings: Settings, out: Console) -> None:
             for record in page:
                 changed += await _reseal_one(records, wrapper, record)
             query = msgspec.structs.replace(query, beyond=(page[-1].created_at, page[-1].id))
-    out.print(f"{changed} vaults are sealed with the new master key.")
+    return changed
 
 
 async def _reseal_one(records: Records, wrapper: LocalKeyWrapper, record: Record) -> bool:

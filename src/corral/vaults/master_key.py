@@ -86,6 +86,12 @@ def save(file: Path, keys: tuple[MasterKey, ...], *, replace: bool = True) -> No
             draft.replace(file)
         else:
             os.link(draft, file)
+        # What is sealed next, maybe in a database elsewhere, must not outlast the key.
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         draft.unlink(missing_ok=True)
 
