@@ -24,6 +24,7 @@ STOP_SECONDS_MAX = 30
 CLIENT_SECONDS_MAX = 60
 API_KEY = "sk-corral-test-key-of-the-e2e-suite"
 
+SCRIPTED = '[[models]]\npattern = "*"\nprovider = "scripted"\n'
 LIVELY = """
 [server]
 ping_seconds = 0.5
@@ -53,6 +54,7 @@ class ServerProcess:
         directory: Path,
         *,
         toml: str = "",
+        models: str = SCRIPTED,
         database: str | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
@@ -62,7 +64,7 @@ class ServerProcess:
         stage(self.sandboxes)
         self.config = directory / "corral.toml"
         top = f'database = "{database}"\n' if database else ""
-        self.config.write_text(top + '[[models]]\npattern = "*"\nprovider = "scripted"\n' + toml, encoding="utf-8")
+        self.config.write_text(top + models + toml, encoding="utf-8")
         self.port = 0
         self.watch = Watch()
         self.launcher: tuple[str, ...] = ()
@@ -137,13 +139,17 @@ class ServerProcess:
 
 @contextmanager
 def serving(
-    toml: str = "", *, database: str | None = None, variables: Mapping[str, str] | None = None
+    toml: str = "",
+    *,
+    models: str = SCRIPTED,
+    database: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Generator[ServerProcess]:
-    """A server with settings of the test's own."""
+    """A server with settings of the test's own. `models` says who answers, if not the script."""
     # Not under `tmp_path`: that is closed to the users that sandboxes run as when the tests run as root.
     directory = Path(tempfile.mkdtemp(prefix="corral-e2e-"))
     directory.chmod(0o711)
-    running = ServerProcess(directory, toml=toml, database=database, variables=variables)
+    running = ServerProcess(directory, toml=toml, models=models, database=database, variables=variables)
     try:
         running.start()
         yield running

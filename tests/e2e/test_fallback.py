@@ -40,10 +40,7 @@ def first(counterpart: Counterpart) -> Counterpart:
 
 @pytest.fixture
 def server(first: Counterpart) -> Iterator[ServerProcess]:
-    with serving() as running:
-        running.stop()
-        running.config.write_text(TOML.format(url=first.url), encoding="utf-8")
-        running.start()
+    with serving(TOML.format(url=first.url), models="") as running:
         yield running
         # The name of the model that answered is the one thing here that the official types do not have.
         assert all("model" in problem for problem in running.watch.problems)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.model_server import ModelServer
-from tests.e2e.conftest import ServerProcess
+from tests.e2e.conftest import serving
 from tests.e2e.sessions import script
 from tests.e2e.test_quickstart import run_program
 
@@ -32,18 +32,14 @@ def models() -> Iterator[ModelServer]:
         ),
     ],
 )
-def test_the_quickstart_runs_on_any_wire(
-    models: ModelServer, server: ServerProcess, toml: str, model: str | None
-) -> None:
+def test_the_quickstart_runs_on_any_wire(models: ModelServer, toml: str, model: str | None) -> None:
     models.requests.clear()
-    server.stop()
-    server.config.write_text(toml.format(url=models.url), encoding="utf-8")
-    server.start()
     task = script(
         [{"say": "I will look. "}, {"tool": "bash", "input": {"command": "echo from-the-sandbox"}}],
         {"say": "Done it."},
     )
-    printed = run_program(server, EXAMPLE, task)
+    with serving(toml.format(url=models.url), models="") as server:
+        printed = run_program(server, EXAMPLE, task)
     assert "from-the-sandbox" in printed
     assert printed.index("I will look.") < printed.index("Done it.")
     assert printed.rstrip().endswith("[idle: end_turn]")
