@@ -34,6 +34,7 @@ from corral.sandboxes.directory import (
     remove_tree,
     start_ticks,
 )
+from corral.sandboxes.hosts import MOVED, Hosts
 from corral.sandboxes.lifecycle import EXPIRED, FILES_LOST, RESTARTED, RESTORED
 from corral.sandboxes.local import LocalSandboxes
 from corral.storage.blobs import DiskBlobs
@@ -71,12 +72,13 @@ class House(NamedTuple):
         return WORKSPACE if session_id in self.sessions else None
 
     @asynccontextmanager
-    async def serving(self, settings: SandboxSettings = SETTINGS) -> AsyncGenerator[Server]:
+    async def serving(self, settings: SandboxSettings = SETTINGS, host: str | None = None) -> AsyncGenerator[Server]:
         """A server over it all; several may follow each other."""
         async with AsyncExitStack() as stack:
             server = self.machine.server(settings)
             stack.push_async_callback(server.close)
-            await stack.enter_async_context(server.attended(Upkeep(self.records, self.blobs, self.clock, self.owner)))
+            upkeep = Upkeep(self.records, self.blobs, self.clock, self.owner, host)
+            await stack.enter_async_context(server.attended(upkeep))
             yield Server(server)
 
     @property
@@ -133,6 +135,17 @@ def house(machine: Machine) -> Iterator[House]:
     clock = MovableClock()
     yield House(machine, EphemeralStore(bus=bus, clock=clock).records, blobs, clock, {SESSION})
     blobs.close()
+
+
+async def test_what_runs_here_is_not_used_when_another_machine_has_gone_on_meanwhile(house: House) -> None:
+    async with house.serving(host="here") as server:
+        assert await server.run("echo x > x; cat x") == ["x"]
+        await Hosts(house.records, house.clock, "there").take(SESSION, WORKSPACE)
+        first, *rest = await server.run("ls")
+        assert MOVED in (first, *rest) and "x" not in (first, *rest)
+        assert await Hosts(house.records, house.clock, "").of(SESSION) == "here"
+        assert MOVED not in await server.run("ls")
+        await server.sandboxes.destroy(SESSION)
 
 
 ODD = """

@@ -144,7 +144,9 @@ class LocalSandboxes(ABC):
         """See `Sandboxes.open`. Cheap when the sandbox runs, so it may be called before every use."""
         connection = self._running(session_id)
         directory, group = SessionDirectory(self._root, session_id), self.group(session_id)
-        if connection is not None:
+        if connection is not None and await self._lifecycle.is_moved_here(session_id):
+            await connection.close()  # another machine has gone on with the session meanwhile: what runs here is older
+        if connection is not None and not connection.lost:
             self._attachments.entrust(session_id, secrets)
             return self._watch.over(session_id, connection, directory, group)
         self._keep_here(session_id)
