@@ -21,8 +21,9 @@ OUTPUTS_WORKFLOW = "corral-outputs"
 OUTPUTS_ACTIVITY = "corral-collect"
 LEFT = "Left"
 """The type of the error of a worker that stops in mid-turn."""
-HEARTBEAT_SECONDS_MAX = 2.8
-"""A worker that is silent for this long has lost the session. Five beats must fail to come for that."""
+HEARTBEAT_SECONDS_MAX = 2.3
+"""A worker that is silent for this long has lost the session: four beats must fail to come. The server may notice up to
+a second later, for the reason that is below."""
 HOST_SECONDS_MAX = 1.0
 """How long the host of a session's sandbox may take to fetch the turn before another one goes on without that sandbox.
 A host that lives has a request for it open at the server all the time, however busy it is. Less would be no faster: the
