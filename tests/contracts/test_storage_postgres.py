@@ -236,6 +236,19 @@ async def test_a_stream_that_was_opened_when_no_notices_came_misses_nothing(open
         assert await shown(stream, 2) == (await ids_of(second.store))[1:]
 
 
+async def test_what_a_stream_has_found_when_it_was_opened_is_not_shown_behind_what_came_later(opened: Opener) -> None:
+    only = await opened()
+    await only.store.log.create(session(), fresh(), deciding(said()))
+    seq = (await only.store.log.snapshot("sesn_a")).state.seq
+    stream = only.stream()
+    only.store.notices.bus.opened_at("sesn_a", seq + 1)  # the next commit was found, and word of it comes later
+    await only.store.log.transact("sesn_a", deciding(said()))
+    for number in (2, 3):
+        await only.store.log.transact("sesn_a", deciding(said()))
+        with anyio.fail_after(WAIT_SECONDS_MAX):
+            assert await shown(stream, 1) == (await ids_of(only.store))[number:]
+
+
 async def test_a_lost_notice_only_delays_while_others_keep_coming(
     opened: Opener, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,10 +227,11 @@ class Notices:
         self._add(_Range(session_id, 0, INTEGER_MAX))
 
     def opened_at(self, session_id: str, seq: int) -> None:
-        """What a stream has begun after. A look that had to wait for the database would find more than that."""
+        """What a stream has begun after. A look that had to wait for the database would find more than that. Nothing up
+        to there is shown (there is no `base`): the first look may have shown what came later."""
         followed = self._followed.get(session_id)
         if followed is not None and followed.at is None:
-            followed.at = followed.base = seq
+            followed.at = seq
 
     def _add(self, wanted: _Range) -> None:
         if len(self._ranges) >= WAITING_NOTICES_MAX:
@@ -339,7 +340,8 @@ class Notices:
             self._followed.pop(session_id, None)
         elif followed.at is None and low == 0:
             rows = await self._readers.fetch("session_seqs", [session_id])
-            self.opened_at(session_id, rows[0]["seq"] if rows else 0)
+            if followed.at is None:
+                followed.at = followed.base = rows[0]["seq"] if rows else 0
         elif followed.at is None:
             followed.at = followed.base = low - 1
             await self._show_rows(session_id, followed, low - 1, high)
